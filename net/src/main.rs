@@ -1,0 +1,2 @@
+//! ringkv: the server.
+fn main() {}

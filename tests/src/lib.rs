@@ -1,0 +1,1 @@
+//! Support code shared by the black-box and simulation tests.
