@@ -6,4 +6,5 @@
 
 pub mod error;
 pub mod limits;
+pub mod revtable;
 pub mod types;
