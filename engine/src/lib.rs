@@ -4,6 +4,7 @@
 //! `raft` and readers call in, values come back. The order of the `mod` lines is the layer order,
 //! lowest first: a file may `use` only modules above its own (held by `tests/tests/tidy.rs`).
 
+pub mod command;
 pub mod error;
 pub mod limits;
 pub mod revtable;
