@@ -70,16 +70,6 @@ impl RevSnapshot {
         Some(self.directory.chunks[at].record(slot))
     }
 
-    /// As [`Self::get`], to be kept beyond this snapshot.
-    #[must_use]
-    pub fn get_ref(&self, rev: Revision) -> Option<KvRef> {
-        if rev.main > self.last_main {
-            return None;
-        }
-        let (at, slot) = self.directory.find(rev)?;
-        Some(KvRef::new(&self.directory.chunks[at], slot))
-    }
-
     /// The newest change at or before main revision `at` of the key whose newest change is `newest`.
     ///
     /// `None` when the key did not exist then, or only as a tombstone that compaction dropped.

@@ -345,33 +345,3 @@ impl Tail {
         start
     }
 }
-
-/// A record that stays readable, on any core, for as long as this is kept: it holds its chunk.
-#[derive(Clone)]
-pub struct KvRef {
-    chunk: Arc<Chunk>,
-    slot: u32,
-}
-
-impl KvRef {
-    pub(super) fn new(chunk: &Arc<Chunk>, slot: usize) -> Self {
-        assert!(slot < chunk.len());
-        Self {
-            chunk: Arc::clone(chunk),
-            slot: slot as u32,
-        }
-    }
-
-    /// The record.
-    #[must_use]
-    pub fn record(&self) -> Record<'_> {
-        self.chunk.record(self.slot as usize)
-    }
-}
-
-impl AsRef<[u8]> for KvRef {
-    /// The encoded KeyValue.
-    fn as_ref(&self) -> &[u8] {
-        self.record().kv
-    }
-}
