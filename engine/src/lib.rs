@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod error;
+pub mod lease;
 pub mod limits;
 pub mod revtable;
 pub mod types;

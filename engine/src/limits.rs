@@ -43,6 +43,10 @@ pub struct Limits {
     pub slice_keys_max: usize,
     /// Leases whose expiry is proposed in one round (etcd: 500 each 500 ms).
     pub lease_revokes_per_round_max: usize,
+    /// Leases that a new leader lets expire in one second (etcd: 750).
+    pub lease_expiries_per_second_max: u64,
+    /// Remaining TTLs in one checkpoint entry (etcd: 1000).
+    pub lease_checkpoints_per_entry_max: usize,
 }
 
 impl Limits {
@@ -66,6 +70,8 @@ impl Limits {
         watch_batch_revisions_max: 1000,
         slice_keys_max: 512,
         lease_revokes_per_round_max: 500,
+        lease_expiries_per_second_max: 750,
+        lease_checkpoints_per_entry_max: 1000,
     };
 
     /// The tiny twin for simulation.
@@ -88,6 +94,8 @@ impl Limits {
         watch_batch_revisions_max: 4,
         slice_keys_max: 4,
         lease_revokes_per_round_max: 3,
+        lease_expiries_per_second_max: 5,
+        lease_checkpoints_per_entry_max: 2,
     };
 }
 
