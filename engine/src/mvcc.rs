@@ -95,8 +95,18 @@ impl State<'_> {
         }
         let modified = self.revs.at_or_before(newest.modified, at)?;
         let record = self.revs.get(modified).filter(|r| !r.tombstone)?;
-        let Fields { created, version, lease, .. } = Fields::of(record.kv);
-        Some(KeyMeta { modified, created, version, lease })
+        let Fields {
+            created,
+            version,
+            lease,
+            ..
+        } = Fields::of(record.kv);
+        Some(KeyMeta {
+            modified,
+            created,
+            version,
+            lease,
+        })
     }
 
     /// The key's newest revision, unless it is deleted.
@@ -199,14 +209,21 @@ impl Store {
 
     fn with_state_at<R>(&self, revision: u64, f: impl FnOnce(&State<'_>) -> R) -> R {
         let revs = self.revs.snapshot(revision);
-        let state =
-            State { tree: self.index.tree(), revs: &revs, revision, compacted: self.compacted };
+        let state = State {
+            tree: self.index.tree(),
+            revs: &revs,
+            revision,
+            compacted: self.compacted,
+        };
         f(&state)
     }
 
     /// Begins a transaction; it takes a revision with its first change.
     pub fn begin(&mut self) -> Txn<'_> {
-        Txn { store: self, changes: 0 }
+        Txn {
+            store: self,
+            changes: 0,
+        }
     }
 
     /// Publishes all that was written since the last call as one View (I5).
@@ -240,14 +257,20 @@ impl Store {
         self.compacted = revision;
         // One on its way and one waiting is all there is: a later one covers an earlier one.
         self.compactions.truncate(1);
-        self.compactions.push_back(Compaction { revision: at, hash, prune: None });
+        self.compactions.push_back(Compaction {
+            revision: at,
+            hash,
+            prune: None,
+        });
         Ok(())
     }
 
     /// One slice of physical compaction; true while there is more to do. Revisions after main
     /// revision `floor` are still walked by somebody who must see them all.
     pub fn compact_slice(&mut self, floor: u64) -> bool {
-        let Some(mut compaction) = self.compactions.pop_front() else { return false };
+        let Some(mut compaction) = self.compactions.pop_front() else {
+            return false;
+        };
         if let Some(mut scan) = compaction.hash.take() {
             let budget = self.limits.slice_keys_max;
             match self.with_state(|state| scan.step(state, budget)) {
@@ -263,7 +286,9 @@ impl Store {
             self.compactions.push_front(compaction);
             return true;
         }
-        let prune = compaction.prune.get_or_insert_with(|| self.revs.prune(compaction.revision));
+        let prune = compaction
+            .prune
+            .get_or_insert_with(|| self.revs.prune(compaction.revision));
         let index = &mut self.index;
         let more = self.revs.prune_slice(prune, |key, rev| {
             // A key that was created again after its tombstone stays.
@@ -301,15 +326,34 @@ impl Store {
         let fields = Fields::checked(kv).ok_or(ApiError::Corrupt)?;
         let previous = self.index.get(fields.key).map(|m| m.modified);
         if tombstone {
-            self.revs.append(rev, true, previous, &Encoder::tombstone(fields.key));
-            let meta = KeyMeta { modified: rev, ..KeyMeta::default() };
+            self.revs
+                .append(rev, true, previous, &Encoder::tombstone(fields.key));
+            let meta = KeyMeta {
+                modified: rev,
+                ..KeyMeta::default()
+            };
             self.index.upsert(fields.key, meta);
             return Ok(());
         }
-        let Fields { key, created, modified, version, value, lease } = fields;
+        let Fields {
+            key,
+            created,
+            modified,
+            version,
+            value,
+            lease,
+        } = fields;
         let encoder = Encoder::put(key, created, modified, version, value, lease);
         self.revs.append(rev, false, previous, &encoder);
-        self.index.upsert(key, KeyMeta { modified: rev, created, version, lease });
+        self.index.upsert(
+            key,
+            KeyMeta {
+                modified: rev,
+                created,
+                version,
+                lease,
+            },
+        );
         Ok(())
     }
 
@@ -323,7 +367,11 @@ impl Store {
         if compacted > 0 {
             // What was dropped, or was about to be, when the checkpoint was written.
             let at = compacted as u64;
-            self.compactions.push_back(Compaction { revision: at, hash: None, prune: None });
+            self.compactions.push_back(Compaction {
+                revision: at,
+                hash: None,
+                prune: None,
+            });
         }
     }
 
@@ -373,8 +421,18 @@ impl Txn<'_> {
             _ => (modified.main, 1, 0),
         };
         let kv = Encoder::put(key, created, modified.main, version, value, lease);
-        self.store.revs.append(modified, false, previous.map(|p| p.modified), &kv);
-        self.store.index.upsert(key, KeyMeta { modified, created, version, lease });
+        self.store
+            .revs
+            .append(modified, false, previous.map(|p| p.modified), &kv);
+        self.store.index.upsert(
+            key,
+            KeyMeta {
+                modified,
+                created,
+                version,
+                lease,
+            },
+        );
         old_lease
     }
 
@@ -386,8 +444,16 @@ impl Txn<'_> {
         let modified = self.next();
         let previous = self.live(key).expect("the key is there");
         let kv = Encoder::tombstone(key);
-        self.store.revs.append(modified, true, Some(previous.modified), &kv);
-        self.store.index.upsert(key, KeyMeta { modified, ..KeyMeta::default() });
+        self.store
+            .revs
+            .append(modified, true, Some(previous.modified), &kv);
+        self.store.index.upsert(
+            key,
+            KeyMeta {
+                modified,
+                ..KeyMeta::default()
+            },
+        );
         previous.lease
     }
 
