@@ -5,5 +5,7 @@
 //! lowest first: a file may `use` only modules above its own (held by `tests/tests/tidy.rs`).
 
 pub mod error;
+pub mod io;
 pub mod limits;
 pub mod types;
+pub mod wal;

@@ -43,6 +43,8 @@ pub struct Limits {
     pub slice_keys_max: usize,
     /// Leases whose expiry is proposed in one round (etcd: 500 each 500 ms).
     pub lease_revokes_per_round_max: usize,
+    /// Free WAL segment files kept for recycling; more are removed.
+    pub wal_free_segments_max: usize,
 }
 
 impl Limits {
@@ -66,6 +68,7 @@ impl Limits {
         watch_batch_revisions_max: 1000,
         slice_keys_max: 512,
         lease_revokes_per_round_max: 500,
+        wal_free_segments_max: 4,
     };
 
     /// The tiny twin for simulation.
@@ -88,6 +91,7 @@ impl Limits {
         watch_batch_revisions_max: 4,
         slice_keys_max: 4,
         lease_revokes_per_round_max: 3,
+        wal_free_segments_max: 1,
     };
 }
 
