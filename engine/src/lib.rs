@@ -7,8 +7,8 @@
 pub mod limits;
 pub mod types;
 pub mod error;
-// pub mod io;
-// pub mod wal;
+pub mod io;
+pub mod wal;
 pub mod command;
 pub mod index;
 pub mod revtable;

@@ -49,6 +49,8 @@ pub struct Limits {
     pub lease_expiries_per_second_max: u64,
     /// Remaining TTLs in one checkpoint entry (etcd: 1000).
     pub lease_checkpoints_per_entry_max: usize,
+    /// Free WAL segment files kept for recycling; more are removed.
+    pub wal_free_segments_max: usize,
 }
 
 impl Limits {
@@ -75,6 +77,7 @@ impl Limits {
         checkpoint_log_bytes_min: 256 << 20,
         lease_expiries_per_second_max: 750,
         lease_checkpoints_per_entry_max: 1000,
+        wal_free_segments_max: 4,
     };
 
     /// The tiny twin for simulation.
@@ -100,6 +103,7 @@ impl Limits {
         checkpoint_log_bytes_min: 128 << 10,
         lease_expiries_per_second_max: 5,
         lease_checkpoints_per_entry_max: 2,
+        wal_free_segments_max: 1,
     };
 }
 
