@@ -15,7 +15,7 @@ pub async fn member_list(
     if request.linearizable {
         node.shard.read_gate().await?;
     }
-    let registry = node.directory.borrow().clone();
+    let registry = node.shard.registry();
     let members = registry.members.iter().map(|(id, member)| Member {
         id: *id,
         name: member.name.clone(),

@@ -42,7 +42,7 @@ async fn scan(node: &Node, request: &RangeRequest) -> Result<RangeResult, ApiErr
         });
         let (mut scan, mut more) = first?;
         while more {
-            glommio::yield_if_needed().await;
+            glommio::executor().yield_task_queue_now().await;
             match node.shard.pin(|view| scan.step(&view.state(), budget)) {
                 Ok(m) => more = m,
                 // It read at what was current then: what is current now serves as well.
@@ -134,9 +134,9 @@ pub async fn compact(
         unreachable!("a command has an outcome of its kind")
     };
     if request.physical {
-        let mut seen = 0;
+        let mut follower = node.shard.follow();
         while node.shard.pin(|view| view.pruned) < request.revision {
-            node.shard.next_view(&mut seen).await;
+            follower.next_view().await;
         }
     }
     Ok(CompactionResponse { header: node.header().at(revision) })

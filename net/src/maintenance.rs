@@ -63,7 +63,7 @@ pub async fn check_quota(node: &Node, bytes: usize) -> Result<(), ApiError> {
 pub fn status(node: &Node) -> StatusResponse {
     let consensus = node.consensus();
     let (bytes, applied) = node.shard.pin(|view| (view.bytes, view.applied));
-    let registry = node.directory.borrow().clone();
+    let registry = node.shard.registry();
     let mut errors = Vec::new();
     if consensus.leader == 0 {
         errors.push(ApiError::NoLeader.text().to_owned());
@@ -121,7 +121,7 @@ async fn compute_hash(node: &Node, revision: i64) -> Result<KvHash, ApiError> {
     let budget = node.shard.limits().pin_keys_max;
     let mut scan = node.shard.pin(|view| HashScan::begin(revision, &view.state()))?;
     while node.shard.pin(|view| scan.step(&view.state(), budget))? {
-        glommio::yield_if_needed().await;
+        glommio::executor().yield_task_queue_now().await;
     }
     Ok(scan.finish())
 }

@@ -9,6 +9,7 @@ use ringkv_engine::error::Code;
 use ringkv_raft::sequencer::Status as Consensus;
 
 use crate::convert::Header;
+use crate::lease::IdSource;
 use crate::pb::etcdserverpb::*;
 use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::*;
@@ -40,12 +41,9 @@ pub struct Node {
     pub shard: Rc<Shard>,
     /// Who and how.
     pub settings: Rc<Settings>,
-    /// What all shards share and only ever replace whole.
-    pub directory: Directory,
+    /// Ids for leases that are granted without one.
+    pub lease_ids: IdSource,
 }
-
-/// The replicated member table and alarms as of the last change, for replies and health checks.
-pub type Directory = Rc<core::cell::RefCell<std::sync::Arc<crate::seq::Registry>>>;
 
 impl Node {
     /// Header fields of this member.
@@ -202,7 +200,7 @@ fn health(service: &str) -> Option<HealthCheckResponse> {
 
 impl Member for Node {
     fn cluster_version(&self) -> Option<String> {
-        self.directory.borrow().cluster_version.clone()
+        self.shard.registry().cluster_version.clone()
     }
 
     fn storage_version(&self) -> Option<String> {
@@ -210,7 +208,7 @@ impl Member for Node {
     }
 
     fn alarms(&self) -> Vec<AlarmMember> {
-        let registry = self.directory.borrow();
+        let registry = self.shard.registry();
         registry.alarms.iter().map(crate::maintenance::alarm_member).collect()
     }
 
@@ -219,7 +217,7 @@ impl Member for Node {
     }
 
     fn is_learner(&self) -> bool {
-        let registry = self.directory.borrow();
+        let registry = self.shard.registry();
         let own = registry.members.iter().find(|(id, _)| *id == self.settings.member_id);
         own.is_some_and(|(_, member)| member.learner)
     }
