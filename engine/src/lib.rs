@@ -5,6 +5,7 @@
 //! lowest first: a file may `use` only modules above its own (held by `tests/tests/tidy.rs`).
 
 pub mod error;
+pub mod index;
 pub mod limits;
 pub mod revtable;
 pub mod types;
