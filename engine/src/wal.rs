@@ -122,15 +122,6 @@ impl PrepareSegment {
     }
 }
 
-/// Runs [`Action::RemoveSegment`], durably.
-///
-/// # Errors
-/// Any of the disk.
-pub fn remove_segment(segment: SegmentId, disk: &mut dyn Disk) -> Result<(), DiskError> {
-    remove_if_there(disk, &segment.name())?;
-    disk.flush_dir(DIR)
-}
-
 fn remove_if_there(disk: &mut dyn Disk, file: &str) -> Result<(), DiskError> {
     match disk.remove(file) {
         Err(error) if error.kind == DiskErrorKind::NotFound => Ok(()),
