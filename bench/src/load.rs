@@ -343,10 +343,11 @@ impl Worker {
     /// Handles readiness of one link; returns the time its replies are booked at.
     fn serve(&mut self, at: usize, flags: epoll::EventFlags) -> u64 {
         let ended = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
-        if self.alive[at] && flags.intersects(epoll::EventFlags::IN | ended) {
-            if let Err(error) = self.links[at].receive(&mut self.scratch) {
-                self.lose(at, &error);
-            }
+        if self.alive[at]
+            && flags.intersects(epoll::EventFlags::IN | ended)
+            && let Err(error) = self.links[at].receive(&mut self.scratch)
+        {
+            self.lose(at, &error);
         }
         let now_ns = self.now_ns();
         self.book(at, now_ns);
@@ -412,3 +413,6 @@ impl Worker {
 fn kernel(error: rustix::io::Errno) -> Error {
     Error::new(format!("epoll: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
