@@ -5,6 +5,9 @@
 //! meant to start, so a stalled server is charged for every call it delayed (no coordinated
 //! omission). Times are nanoseconds since the start of the measurement; no clock here.
 
+/// How long after the end calls that were due before it may still start.
+const LATE_NS_MAX: u64 = 100_000_000;
+
 /// The schedule of one load thread.
 #[derive(Debug)]
 pub struct Pace {
@@ -12,7 +15,7 @@ pub struct Pace {
     interval_ns: Option<f64>,
     /// Calls to start in all.
     total: u64,
-    /// No call starts at or after this.
+    /// No call is meant to start at or after this.
     end_ns: u64,
     started: u64,
 }
@@ -32,11 +35,11 @@ impl Pace {
 
     /// Takes the next call, if one is due: its intended start, at most `now_ns`.
     pub fn take(&mut self, now_ns: u64) -> Option<u64> {
-        if now_ns >= self.end_ns || self.started == self.total {
+        if self.is_over(now_ns) {
             return None;
         }
         let start_ns = self.intended_ns().unwrap_or(now_ns);
-        if start_ns > now_ns {
+        if start_ns > now_ns || start_ns >= self.end_ns {
             return None;
         }
         self.started += 1;
@@ -45,10 +48,19 @@ impl Pace {
 
     /// When to look again if nothing is due at `now_ns`; `None`: no call will ever be due again.
     pub fn next_ns(&self, now_ns: u64) -> Option<u64> {
-        if now_ns >= self.end_ns || self.started == self.total {
+        if self.is_over(now_ns) {
             return None;
         }
         Some(self.intended_ns().unwrap_or(now_ns).min(self.end_ns))
+    }
+
+    /// A call of an open loop that was due just before the end may start a little after it.
+    fn is_over(&self, now_ns: u64) -> bool {
+        let is_late = self
+            .intended_ns()
+            .is_some_and(|start_ns| start_ns < self.end_ns);
+        let grace_ns = if is_late { LATE_NS_MAX } else { 0 };
+        self.started == self.total || now_ns >= self.end_ns.saturating_add(grace_ns)
     }
 
     /// Calls of an open loop that were meant to start before `now_ns` and never did: the server
@@ -102,6 +114,18 @@ mod tests {
         assert_eq!(pace.take(2500), None);
         assert_eq!(pace.take(3000), Some(3000));
         assert_eq!((pace.take(9000), pace.next_ns(9000)), (None, None));
+    }
+
+    #[test]
+    fn an_open_loop_lasts_to_its_end_and_starts_what_was_due() {
+        let mut pace = Pace::new(Some(1e6), u64::MAX, 2500);
+        assert_eq!([pace.take(2600), pace.take(2600)], [Some(0), Some(1000)]);
+        assert_eq!(pace.next_ns(2000), Some(2000));
+        let mut slow = Pace::new(Some(1e6), u64::MAX, 2500);
+        assert_eq!(slow.take(2500 + LATE_NS_MAX), None, "too late");
+        assert_eq!([pace.take(2600), pace.take(2600)], [Some(2000), None]);
+        assert_eq!((pace.next_ns(2400), pace.next_ns(2500)), (Some(2500), None));
+        assert_eq!((pace.missed(2500), slow.missed(2500)), (0, 3));
     }
 
     #[test]

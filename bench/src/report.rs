@@ -1,6 +1,7 @@
 //! A run's figures: measured here, shown as a table for people or as JSON.
 //!
-//! Main thread only. Per-operation figures divide by the calls that succeeded.
+//! Main thread only. Latencies and throughput are of the calls that succeeded; what an operation
+//! cost is divided by all that ended, failed ones too.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -172,7 +173,7 @@ impl Report {
     }
 
     fn per_op(&self, amount: u64) -> f64 {
-        amount as f64 / self.operations().max(1) as f64
+        amount as f64 / (self.operations() + self.errors()).max(1) as f64
     }
 
     /// The table for people.
