@@ -199,7 +199,7 @@ impl Server {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(Error::new(format!(
                     "the server ended ({status}): {}",
-                    last_line(log)
+                    gist(log)
                 )));
             }
             let problem = match report::measure(&probe, &Watch::default()) {
@@ -208,10 +208,8 @@ impl Server {
                 Err(error) => error.to_string(),
             };
             if start.elapsed() > START_TIMEOUT {
-                let log = last_line(log);
-                return Err(Error::new(format!(
-                    "no answer in 30 s ({problem}); it said: {log}"
-                )));
+                let said = gist(log);
+                return Err(Error::new(format!("no answer in 30 s ({problem}); {said}")));
             }
             std::thread::sleep(POLL_INTERVAL);
         }
@@ -246,12 +244,15 @@ fn free_ports(first: u16) -> Result<[u16; 2], Error> {
     }
 }
 
-fn last_line(log: &Path) -> String {
+/// The first and the last line of a server's log: one of them mostly has the reason.
+fn gist(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("nothing")
-        .to_owned()
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    match (lines.next(), lines.next_back()) {
+        (Some(first), Some(last)) => format!("it said {first:?} ... {last:?}"),
+        (Some(only), None) => format!("it said {only:?}"),
+        _ => "it said nothing".to_owned(),
+    }
 }
 
 /// One compared figure: medians of both sides, and the pairs' ratios b / a.
