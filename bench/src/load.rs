@@ -290,7 +290,12 @@ impl Worker {
     /// Starts the calls that are due, as far as clients are free.
     fn start_due(&mut self, now_ns: u64) {
         while let Some(&at) = self.idle.front() {
-            if !self.alive[at] || self.links[at].session.closing().is_some() {
+            if let Some(reason) = self.links[at].session.closing().filter(|_| self.alive[at]) {
+                self.tally.problem(reason, 1);
+                self.idle.pop_front();
+                continue;
+            }
+            if !self.alive[at] {
                 self.idle.pop_front();
                 continue;
             }

@@ -21,6 +21,8 @@ pub const GRPC_PREFIX_BYTES: usize = 5;
 const REFILL_BYTES: u32 = 1 << 30;
 /// A header block longer than this is no reply of an etcd-like server.
 const BLOCK_BYTES_MAX: usize = 64 * 1024;
+/// Streams kept, live or behind a live one: what bounds a session's memory.
+const STREAMS_MAX: usize = 1 << 20;
 /// Stream ids end here (RFC 7540, 5.1.1).
 const STREAM_ID_MAX: u32 = (1 << 31) - 1;
 
@@ -140,6 +142,9 @@ impl Session {
     pub fn closing(&self) -> Option<&str> {
         if self.next > STREAM_ID_MAX {
             return Some("stream ids of the connection are used up (2^30 calls): use more --conns");
+        }
+        if self.streams.len() >= STREAMS_MAX {
+            return Some("a call was not answered while a million later ones were");
         }
         self.going_away.as_deref()
     }

@@ -369,6 +369,26 @@ fn stream_ids_end() {
 }
 
 #[test]
+fn an_unanswered_call_does_not_fill_the_memory() {
+    let mut session = session(&[]);
+    session.call(0, &grpc(b""));
+    while session.closing().is_none() {
+        session.call(1, &grpc(b""));
+        let at = session.streams.len() - 1;
+        session.finish(at, Ok(true));
+        session.shrink();
+        session.out.clear();
+        session.finished.clear();
+    }
+    assert_eq!(
+        (session.streams.len(), session.in_flight()),
+        (STREAMS_MAX, 1)
+    );
+    feed(&mut session, &reply(1, b""));
+    assert_eq!((session.streams.len(), session.closing()), (0, None));
+}
+
+#[test]
 fn settings_are_taken() {
     let session = session(&[
         (setting::MAX_CONCURRENT_STREAMS, 100),
