@@ -10,3 +10,4 @@ pub mod lease;
 pub mod limits;
 pub mod revtable;
 pub mod types;
+pub mod watch;
