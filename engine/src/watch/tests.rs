@@ -319,7 +319,8 @@ fn bad_requests_are_refused_in_etcds_words() {
 fn ranges_are_etcds() {
     let mut store = Store::new();
     let mut shard = shard(&store);
-    let cases: [(&[u8], &[u8], &[&[u8]]); 5] = [
+    type Case = (&'static [u8], &'static [u8], &'static [&'static [u8]]);
+    let cases: [Case; 5] = [
         (b"b", b"", &[b"b"]),
         (b"b", b"c", &[b"b", b"bb"]),
         (b"b", b"\0", &[b"b", b"bb", b"c"]),

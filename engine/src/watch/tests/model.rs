@@ -377,7 +377,7 @@ impl Client {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn every_client_gets_all_its_events_once(ops in prop::collection::vec(op(), 1..150)) {
         let mut world = World::new();
