@@ -28,7 +28,9 @@ impl Alarms {
 
     /// Takes back; `None` when it was not raised.
     pub fn deactivate(&mut self, member: MemberId, alarm: i32) -> Option<(MemberId, i32)> {
-        self.raised.remove(&(alarm, member)).then_some((member, alarm))
+        self.raised
+            .remove(&(alarm, member))
+            .then_some((member, alarm))
     }
 
     /// Those of a type, of all for [`NONE`].
@@ -54,7 +56,10 @@ mod tests {
         assert_eq!(a.activate(7, NOSPACE), (7, NOSPACE));
         a.activate(7, NOSPACE);
         a.activate(3, CORRUPT);
-        assert_eq!(a.get(NONE).collect::<Vec<_>>(), [(7, NOSPACE), (3, CORRUPT)]);
+        assert_eq!(
+            a.get(NONE).collect::<Vec<_>>(),
+            [(7, NOSPACE), (3, CORRUPT)]
+        );
         assert_eq!(a.get(CORRUPT).collect::<Vec<_>>(), [(3, CORRUPT)]);
         assert_eq!(a.deactivate(7, NOSPACE), Some((7, NOSPACE)));
         assert_eq!(a.deactivate(7, NOSPACE), None);

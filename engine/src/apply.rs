@@ -4,10 +4,6 @@
 //! same entries are equal. The guards stand in etcd's order: alarms first, then the request's own
 //! checks, then its change.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-
 use crate::alarm::{self, Alarms};
 use crate::command::{
     self, ArchivedCommand, ArchivedEnvelope, ArchivedTxn, ArchivedTxnOp, BadRecord, Origin,
@@ -27,10 +23,20 @@ pub enum Outcome {
     Put(PutResult),
     DeleteRange(DeleteResult),
     Txn(TxnResult),
-    Compact { revision: u64 },
-    LeaseGrant { id: LeaseId, ttl: i64, revision: u64 },
-    LeaseRevoke { revision: u64 },
-    Alarm { alarms: Vec<(MemberId, i32)> },
+    Compact {
+        revision: u64,
+    },
+    LeaseGrant {
+        id: LeaseId,
+        ttl: i64,
+        revision: u64,
+    },
+    LeaseRevoke {
+        revision: u64,
+    },
+    Alarm {
+        alarms: Vec<(MemberId, i32)>,
+    },
     Done,
     Failed(ApiError),
 }
@@ -46,6 +52,10 @@ pub struct Machine {
     /// Members and cluster version.
     pub members: Members,
     applied: Index,
+    /// Counts applied commands that end or reset leases: who waits for one looks again.
+    lease_changes: u64,
+    /// Counts changes of members, cluster version and alarms.
+    registry_changes: u64,
 }
 
 impl Machine {
@@ -53,13 +63,33 @@ impl Machine {
     #[must_use]
     pub fn new(limits: Limits, lessor: Lessor, members: Members) -> Self {
         let store = Store::new(limits);
-        Self { store, lessor, alarms: Alarms::default(), members, applied: 0 }
+        Self {
+            store,
+            lessor,
+            alarms: Alarms::default(),
+            members,
+            applied: 0,
+            lease_changes: 0,
+            registry_changes: 0,
+        }
     }
 
     /// Log index of the last entry applied.
     #[must_use]
     pub fn applied(&self) -> Index {
         self.applied
+    }
+
+    /// Counts applied commands that ended or reset leases.
+    #[must_use]
+    pub fn lease_changes(&self) -> u64 {
+        self.lease_changes
+    }
+
+    /// Counts applied changes of members, cluster version and alarms.
+    #[must_use]
+    pub fn registry_changes(&self) -> u64 {
+        self.registry_changes
     }
 
     /// Continues from a checkpoint.
@@ -125,18 +155,30 @@ impl Machine {
             }
             ArchivedCommand::Compact { revision } => {
                 self.store.compact(revision.to_native())?;
-                Ok(Outcome::Compact { revision: self.store.revision() })
+                Ok(Outcome::Compact {
+                    revision: self.store.revision(),
+                })
             }
             ArchivedCommand::LeaseGrant { id, ttl } => {
                 let id = id.to_native();
                 let ttl = self.lessor.grant(id, ttl.to_native())?;
-                Ok(Outcome::LeaseGrant { id, ttl, revision: self.store.revision() })
+                Ok(Outcome::LeaseGrant {
+                    id,
+                    ttl,
+                    revision: self.store.revision(),
+                })
             }
             ArchivedCommand::LeaseRevoke { id } => {
                 self.revoke(id.to_native())?;
-                Ok(Outcome::LeaseRevoke { revision: self.store.revision() })
+                Ok(Outcome::LeaseRevoke {
+                    revision: self.store.revision(),
+                })
             }
-            ArchivedCommand::LeaseExpire { ids, term: proposed_in } => {
+            ArchivedCommand::LeaseExpire {
+                ids,
+                term: proposed_in,
+            } => {
+                self.lease_changes += 1;
                 // Fenced (I10): what an earlier leader thought expired may have been renewed since.
                 if proposed_in.to_native() == term {
                     for id in ids.iter() {
@@ -147,22 +189,34 @@ impl Machine {
                 Ok(Outcome::Done)
             }
             ArchivedCommand::LeaseCheckpoint { remaining } => {
+                self.lease_changes += 1;
                 for pair in remaining.iter() {
-                    self.lessor.checkpoint(pair.0.to_native(), pair.1.to_native());
+                    self.lessor
+                        .checkpoint(pair.0.to_native(), pair.1.to_native());
                 }
                 Ok(Outcome::Done)
             }
-            ArchivedCommand::Alarm { action, member, alarm } => {
-                let alarms =
-                    self.alarm(action.to_native(), member.to_native(), alarm.to_native());
+            ArchivedCommand::Alarm {
+                action,
+                member,
+                alarm,
+            } => {
+                self.registry_changes += 1;
+                let alarms = self.alarm(action.to_native(), member.to_native(), alarm.to_native());
                 Ok(Outcome::Alarm { alarms })
             }
-            ArchivedCommand::MemberAttributes { member, name, client_urls } => {
+            ArchivedCommand::MemberAttributes {
+                member,
+                name,
+                client_urls,
+            } => {
+                self.registry_changes += 1;
                 let urls = client_urls.iter().map(|u| u.to_string()).collect();
                 self.members.set_attributes(member.to_native(), name, urls);
                 Ok(Outcome::Done)
             }
             ArchivedCommand::ClusterVersion { version } => {
+                self.registry_changes += 1;
                 self.members.cluster_version = Some(version.to_string());
                 Ok(Outcome::Done)
             }
@@ -185,10 +239,11 @@ impl Machine {
     }
 
     fn revoke(&mut self, id: LeaseId) -> Result<(), ApiError> {
+        self.lease_changes += 1;
         // etcd deletes a lease's keys in one transaction, in order of keys.
         let keys = self.lessor.remove(id).ok_or(ApiError::LeaseNotFound)?;
         let mut executor = self.executor(false);
-        executor.delete_keys(keys.iter().map(|k| &k[..]));
+        executor.delete_keys(keys);
         executor.commit();
         Ok(())
     }
@@ -225,16 +280,12 @@ fn grows(command: &ArchivedCommand<'_>) -> bool {
 }
 
 fn txn_puts(txn: &ArchivedTxn<'_>) -> bool {
-    txn.success.iter().chain(txn.failure.iter()).any(|op| match op {
-        ArchivedTxnOp::Put(_) => true,
-        ArchivedTxnOp::Txn(nested) => txn_puts(nested),
-        _ => false,
-    })
+    txn.success
+        .iter()
+        .chain(txn.failure.iter())
+        .any(|op| match op {
+            ArchivedTxnOp::Put(_) => true,
+            ArchivedTxnOp::Txn(nested) => txn_puts(nested),
+            _ => false,
+        })
 }
-
-const _: fn() = || {
-    // Outcomes cross cores.
-    fn send<T: Send>() {}
-    send::<Outcome>();
-    send::<Arc<[Bytes]>>();
-};

@@ -43,6 +43,8 @@ pub struct Limits {
     pub slice_keys_max: usize,
     /// Leases whose expiry is proposed in one round (etcd: 500 each 500 ms).
     pub lease_revokes_per_round_max: usize,
+    /// A checkpoint is due when the log since the last one is at least this long, bytes.
+    pub checkpoint_log_bytes_min: u64,
     /// Leases that a new leader lets expire in one second (etcd: 750).
     pub lease_expiries_per_second_max: u64,
     /// Remaining TTLs in one checkpoint entry (etcd: 1000).
@@ -55,6 +57,8 @@ pub struct Limits {
     pub watch_shard_bytes_max: usize,
     /// Watchers on one shard; more are refused.
     pub watchers_per_shard_max: usize,
+    /// Free WAL segment files kept for recycling; more are removed.
+    pub wal_free_segments_max: usize,
 }
 
 impl Limits {
@@ -78,11 +82,13 @@ impl Limits {
         watch_batch_revisions_max: 1000,
         slice_keys_max: 512,
         lease_revokes_per_round_max: 500,
+        checkpoint_log_bytes_min: 256 << 20,
         lease_expiries_per_second_max: 750,
         lease_checkpoints_per_entry_max: 1000,
         watch_stream_bytes_max: 16 << 20,
         watch_shard_bytes_max: 256 << 20,
         watchers_per_shard_max: 1 << 20,
+        wal_free_segments_max: 4,
     };
 
     /// The tiny twin for simulation.
@@ -105,11 +111,13 @@ impl Limits {
         watch_batch_revisions_max: 4,
         slice_keys_max: 4,
         lease_revokes_per_round_max: 3,
+        checkpoint_log_bytes_min: 128 << 10,
         lease_expiries_per_second_max: 5,
         lease_checkpoints_per_entry_max: 2,
         watch_stream_bytes_max: 1 << 10,
         watch_shard_bytes_max: 4 << 10,
         watchers_per_shard_max: 32,
+        wal_free_segments_max: 1,
     };
 }
 

@@ -13,16 +13,18 @@ pub mod hash;
 pub mod range;
 mod sort;
 
+use core::ops::ControlFlow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::ApiError;
-use crate::index::{Index, Publisher, Reader, Root, Tree};
+use crate::index::{Index, Pinned, Publisher, Reader, Root, Tree};
 use crate::limits::Limits;
 use crate::revtable::kv::{Encoder, Fields};
 use crate::revtable::{Prune, RevSnapshot, RevTable};
 use crate::types::{self, KeyMeta, LeaseId, Revision};
 use hash::{HashScan, KvHash};
+use range::Span;
 
 /// Hashes of past compactions that HashKV still answers with (etcd: 10).
 const HASHES_MAX: usize = 10;
@@ -47,11 +49,11 @@ pub struct View {
 }
 
 impl View {
-    /// For reading; borrows the pin that the View is borrowed from.
+    /// For reading, for as long as the pin lasts.
     #[must_use]
-    pub fn state(&self) -> State<'_> {
+    pub fn state<'g>(&'g self, pin: &'g Pinned<'_>) -> State<'g> {
         State {
-            tree: self.root.tree(),
+            tree: self.root.read(pin),
             revs: &self.revs,
             revision: self.revision,
             compacted: self.compacted,
@@ -86,6 +88,28 @@ impl State<'_> {
         }
     }
 
+    /// Visits the entries of `span`, tombstones included, in order of keys or against it, beginning
+    /// behind key `after`, until `f` breaks.
+    pub fn visit<B>(
+        &self,
+        span: &Span,
+        after: Option<&[u8]>,
+        backward: bool,
+        mut f: impl FnMut(&[u8], KeyMeta) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let behind = after.filter(|_| !backward).map(|key| [key, &[0]].concat());
+        let mut cursor = if backward {
+            self.tree.range_rev(span.start(), after.or(span.end()))
+        } else {
+            self.tree
+                .range(behind.as_deref().unwrap_or(span.start()), span.end())
+        };
+        while let Some((key, meta)) = cursor.next() {
+            f(key, meta)?;
+        }
+        ControlFlow::Continue(())
+    }
+
     /// What was known at main revision `at` of the key of which `newest` is known now; `None` if it
     /// was not there.
     #[must_use]
@@ -95,8 +119,18 @@ impl State<'_> {
         }
         let modified = self.revs.at_or_before(newest.modified, at)?;
         let record = self.revs.get(modified).filter(|r| !r.tombstone)?;
-        let Fields { created, version, lease, .. } = Fields::of(record.kv);
-        Some(KeyMeta { modified, created, version, lease })
+        let Fields {
+            created,
+            version,
+            lease,
+            ..
+        } = Fields::of(record.kv);
+        Some(KeyMeta {
+            modified,
+            created,
+            version,
+            lease,
+        })
     }
 
     /// The key's newest revision, unless it is deleted.
@@ -141,9 +175,8 @@ impl Store {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let mut index = Index::new();
-        let mut revs = RevTable::new(limits.revtable_chunk_revisions);
-        let _ = index.seal();
-        let view = View {
+        let revs = RevTable::new(limits.revtable_chunk_revisions);
+        let publisher = Publisher::new(&mut index, |root| View {
             revision: 1,
             compacted: -1,
             pruned: -1,
@@ -151,10 +184,8 @@ impl Store {
             bytes: 0,
             hashes: Arc::from([]),
             revs: revs.snapshot(1),
-            root: index.root(),
-        };
-        let publisher = Publisher::new(&mut index, view);
-        revs.prune(0);
+            root,
+        });
         Self {
             index,
             revs,
@@ -199,20 +230,26 @@ impl Store {
 
     fn with_state_at<R>(&self, revision: u64, f: impl FnOnce(&State<'_>) -> R) -> R {
         let revs = self.revs.snapshot(revision);
-        let state =
-            State { tree: self.index.tree(), revs: &revs, revision, compacted: self.compacted };
+        let state = State {
+            tree: self.index.tree(),
+            revs: &revs,
+            revision,
+            compacted: self.compacted,
+        };
         f(&state)
     }
 
     /// Begins a transaction; it takes a revision with its first change.
     pub fn begin(&mut self) -> Txn<'_> {
-        Txn { store: self, changes: 0 }
+        Txn {
+            store: self,
+            changes: 0,
+        }
     }
 
     /// Publishes all that was written since the last call as one View (I5).
     pub fn publish(&mut self, applied: types::Index) {
-        let retired = self.index.seal();
-        let view = View {
+        let view = |root| View {
             revision: self.revision,
             compacted: self.compacted,
             pruned: self.pruned,
@@ -220,9 +257,9 @@ impl Store {
             bytes: self.revs.bytes(),
             hashes: Arc::clone(&self.hashes),
             revs: self.revs.snapshot(self.revision),
-            root: self.index.root(),
+            root,
         };
-        self.publisher.publish(&mut self.index, view, retired);
+        self.publisher.publish(&mut self.index, view);
     }
 
     /// Refuses reads below `revision` from now on, and orders the physical part.
@@ -240,14 +277,20 @@ impl Store {
         self.compacted = revision;
         // One on its way and one waiting is all there is: a later one covers an earlier one.
         self.compactions.truncate(1);
-        self.compactions.push_back(Compaction { revision: at, hash, prune: None });
+        self.compactions.push_back(Compaction {
+            revision: at,
+            hash,
+            prune: None,
+        });
         Ok(())
     }
 
     /// One slice of physical compaction; true while there is more to do. Revisions after main
     /// revision `floor` are still walked by somebody who must see them all.
     pub fn compact_slice(&mut self, floor: u64) -> bool {
-        let Some(mut compaction) = self.compactions.pop_front() else { return false };
+        let Some(mut compaction) = self.compactions.pop_front() else {
+            return false;
+        };
         if let Some(mut scan) = compaction.hash.take() {
             let budget = self.limits.slice_keys_max;
             match self.with_state(|state| scan.step(state, budget)) {
@@ -263,7 +306,9 @@ impl Store {
             self.compactions.push_front(compaction);
             return true;
         }
-        let prune = compaction.prune.get_or_insert_with(|| self.revs.prune(compaction.revision));
+        let prune = compaction
+            .prune
+            .get_or_insert_with(|| self.revs.prune(compaction.revision));
         let index = &mut self.index;
         let more = self.revs.prune_slice(prune, |key, rev| {
             // A key that was created again after its tombstone stays.
@@ -301,15 +346,34 @@ impl Store {
         let fields = Fields::checked(kv).ok_or(ApiError::Corrupt)?;
         let previous = self.index.get(fields.key).map(|m| m.modified);
         if tombstone {
-            self.revs.append(rev, true, previous, &Encoder::tombstone(fields.key));
-            let meta = KeyMeta { modified: rev, ..KeyMeta::default() };
+            self.revs
+                .append(rev, true, previous, &Encoder::tombstone(fields.key));
+            let meta = KeyMeta {
+                modified: rev,
+                ..KeyMeta::default()
+            };
             self.index.upsert(fields.key, meta);
             return Ok(());
         }
-        let Fields { key, created, modified, version, value, lease } = fields;
+        let Fields {
+            key,
+            created,
+            modified,
+            version,
+            value,
+            lease,
+        } = fields;
         let encoder = Encoder::put(key, created, modified, version, value, lease);
         self.revs.append(rev, false, previous, &encoder);
-        self.index.upsert(key, KeyMeta { modified: rev, created, version, lease });
+        self.index.upsert(
+            key,
+            KeyMeta {
+                modified: rev,
+                created,
+                version,
+                lease,
+            },
+        );
         Ok(())
     }
 
@@ -323,7 +387,11 @@ impl Store {
         if compacted > 0 {
             // What was dropped, or was about to be, when the checkpoint was written.
             let at = compacted as u64;
-            self.compactions.push_back(Compaction { revision: at, hash: None, prune: None });
+            self.compactions.push_back(Compaction {
+                revision: at,
+                hash: None,
+                prune: None,
+            });
         }
     }
 
@@ -373,8 +441,18 @@ impl Txn<'_> {
             _ => (modified.main, 1, 0),
         };
         let kv = Encoder::put(key, created, modified.main, version, value, lease);
-        self.store.revs.append(modified, false, previous.map(|p| p.modified), &kv);
-        self.store.index.upsert(key, KeyMeta { modified, created, version, lease });
+        self.store
+            .revs
+            .append(modified, false, previous.map(|p| p.modified), &kv);
+        self.store.index.upsert(
+            key,
+            KeyMeta {
+                modified,
+                created,
+                version,
+                lease,
+            },
+        );
         old_lease
     }
 
@@ -386,8 +464,16 @@ impl Txn<'_> {
         let modified = self.next();
         let previous = self.live(key).expect("the key is there");
         let kv = Encoder::tombstone(key);
-        self.store.revs.append(modified, true, Some(previous.modified), &kv);
-        self.store.index.upsert(key, KeyMeta { modified, ..KeyMeta::default() });
+        self.store
+            .revs
+            .append(modified, true, Some(previous.modified), &kv);
+        self.store.index.upsert(
+            key,
+            KeyMeta {
+                modified,
+                ..KeyMeta::default()
+            },
+        );
         previous.lease
     }
 

@@ -15,8 +15,8 @@ pub mod kv;
 
 use std::sync::Arc;
 
+pub use chunk::Record;
 use chunk::{Chunk, Links, SUB_MAX, Tail};
-pub use chunk::{KvRef, Record};
 
 use crate::types::Revision;
 
@@ -385,6 +385,7 @@ impl RevTable {
         }
         let survivors = (0..end).map(|i| chunk.record(i)).filter(|r| !dead(r));
         let mut fresh = Vec::new();
+        let continued = prune.out.is_some();
         for record in survivors {
             if prune.out.as_ref().is_none_or(Tail::is_full) {
                 let out = Tail::new(self.chunk_revisions);
@@ -401,9 +402,9 @@ impl RevTable {
                 &[record.kv],
             );
         }
-        if fresh.is_empty() && later && at > 0 {
-            // All survivors went into the chunk before this one.
-            self.dirty[at - 1] = true;
+        if continued {
+            // Survivors went into the chunk before this one.
+            self.dirty[at - 1] |= later;
         }
         let directory = Arc::make_mut(&mut self.directory);
         directory

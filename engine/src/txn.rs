@@ -84,7 +84,11 @@ impl<'a> From<&'a ArchivedRange<'_>> for Range<'a> {
 }
 
 fn branch<'t, 'a>(txn: &'t ArchivedTxn<'a>, succeeded: bool) -> &'t [ArchivedTxnOp<'a>] {
-    if succeeded { &txn.success } else { &txn.failure }
+    if succeeded {
+        &txn.success
+    } else {
+        &txn.failure
+    }
 }
 
 /// Which branches are taken: this transaction's first, then those of the nested ones on it.
@@ -109,7 +113,7 @@ fn add_path(state: &State<'_>, txn: &ArchivedTxn<'_>, taken: &mut Vec<bool>) {
 fn holds(state: &State<'_>, compare: &ArchivedCompare<'_>) -> bool {
     let span = Span::of(&compare.key, &compare.range_end);
     let mut any = false;
-    let flow = state.tree.visit(None, span.start(), span.end(), false, |_, meta| {
+    let flow = state.visit(&span, None, false, |_, meta| {
         if meta.is_tombstone() {
             return ControlFlow::Continue(());
         }
@@ -161,7 +165,9 @@ pub fn check(
 type Path<'p> = core::slice::Iter<'p, bool>;
 
 fn next_branch(path: &mut Path<'_>) -> bool {
-    *path.next().expect("a path has an entry for each transaction on it")
+    *path
+        .next()
+        .expect("a path has an entry for each transaction on it")
 }
 
 fn check_ops(
@@ -206,22 +212,27 @@ fn check_put(state: &State<'_>, lessor: &Lessor, put: &ArchivedPut<'_>) -> Resul
 ///
 /// # Errors
 /// As [`check`].
-pub fn read_only(
-    state: &State<'_>,
-    txn: &ArchivedTxn<'_>,
-) -> Result<TxnResult, ApiError> {
+pub fn read_only(state: &State<'_>, txn: &ArchivedTxn<'_>) -> Result<TxnResult, ApiError> {
     let succeeded = path(state, txn)[0];
     let ops = branch(txn, succeeded);
     for op in ops {
-        let ArchivedTxnOp::Range(r) = op else { panic!("checked to be read-only") };
+        let ArchivedTxnOp::Range(r) = op else {
+            panic!("checked to be read-only")
+        };
         check_range(state, r.revision.to_native())?;
     }
     let responses = ops.iter().map(|op| {
-        let ArchivedTxnOp::Range(r) = op else { panic!("checked to be read-only") };
+        let ArchivedTxnOp::Range(r) = op else {
+            panic!("checked to be read-only")
+        };
         range(state, r).map(OpResult::Range)
     });
     let responses = responses.collect::<Result<_, _>>()?;
-    Ok(TxnResult { revision: state.revision, succeeded, responses })
+    Ok(TxnResult {
+        revision: state.revision,
+        succeeded,
+        responses,
+    })
 }
 
 fn range(state: &State<'_>, range: &ArchivedRange<'_>) -> Result<RangeResult, ApiError> {
@@ -241,7 +252,11 @@ pub struct Executor<'s, 'l> {
 impl<'s, 'l> Executor<'s, 'l> {
     /// Begins; see [`Self::commit`].
     pub fn new(txn: Txn<'s>, lessor: &'l mut Lessor, wanted: bool) -> Self {
-        Self { txn, lessor, wanted }
+        Self {
+            txn,
+            lessor,
+            wanted,
+        }
     }
 
     /// Ends the transaction; the store's revision now.
@@ -256,7 +271,8 @@ impl<'s, 'l> Executor<'s, 'l> {
     pub fn checked_put(&mut self, put: &ArchivedPut<'_>) -> Result<PutResult, ApiError> {
         // Without the flags only the lease can be wrong: no look at the state.
         if put.lease != 0 || put.ignore_value || put.ignore_lease {
-            self.txn.with_state(|state| check_put(state, self.lessor, put))?;
+            self.txn
+                .with_state(|state| check_put(state, self.lessor, put))?;
         }
         Ok(self.put(put))
     }
@@ -266,7 +282,9 @@ impl<'s, 'l> Executor<'s, 'l> {
         let mut prev_kv = None;
         if (put.prev_kv && self.wanted) || put.ignore_value || put.ignore_lease {
             prev_kv = self.txn.with_state(|state| {
-                state.live(&put.key).map(|meta| Bytes::copy_from_slice(state.kv(meta)))
+                state
+                    .live(&put.key)
+                    .map(|meta| Bytes::copy_from_slice(state.kv(meta)))
             });
         }
         let previous = prev_kv.as_deref().map(Fields::of);
@@ -287,7 +305,10 @@ impl<'s, 'l> Executor<'s, 'l> {
             }
         }
         let prev_kv = prev_kv.filter(|_| put.prev_kv && self.wanted);
-        PutResult { revision: self.txn.revision(), prev_kv }
+        PutResult {
+            revision: self.txn.revision(),
+            prev_kv,
+        }
     }
 
     /// Deletes a range.
@@ -296,7 +317,7 @@ impl<'s, 'l> Executor<'s, 'l> {
         let prev_kvs = delete.prev_kv && self.wanted;
         let (keys, prev_kvs) = self.txn.with_state(|state| {
             let (mut keys, mut kvs) = (Vec::new(), Vec::new());
-            let _ = state.tree.visit(None, span.start(), span.end(), false, |key, meta| {
+            let _ = state.visit(&span, None, false, |key, meta| {
                 if !meta.is_tombstone() {
                     keys.push(key.to_vec());
                     if prev_kvs {
@@ -307,14 +328,19 @@ impl<'s, 'l> Executor<'s, 'l> {
             });
             (keys, kvs)
         });
-        self.delete_keys(keys.iter().map(Vec::as_slice));
+        self.delete_keys(keys.iter());
         let deleted = keys.len() as u64;
-        DeleteResult { revision: self.txn.revision(), deleted, prev_kvs }
+        DeleteResult {
+            revision: self.txn.revision(),
+            deleted,
+            prev_kvs,
+        }
     }
 
     /// Deletes these live keys, in this order.
-    pub fn delete_keys<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
+    pub fn delete_keys(&mut self, keys: impl Iterator<Item = impl AsRef<[u8]>>) {
         for key in keys {
+            let key = key.as_ref();
             let lease = self.txn.delete(key);
             if lease != 0 {
                 self.lessor.detach(lease, key);
@@ -345,13 +371,22 @@ impl<'s, 'l> Executor<'s, 'l> {
             ArchivedTxnOp::Txn(nested) => OpResult::Txn(self.ops(nested, path)),
         });
         let responses = responses.collect();
-        TxnResult { revision: 0, succeeded, responses }
+        TxnResult {
+            revision: 0,
+            succeeded,
+            responses,
+        }
     }
 
     fn range(&mut self, r: &ArchivedRange<'_>) -> RangeResult {
         if !self.wanted {
-            return RangeResult { revision: self.txn.revision(), ..RangeResult::default() };
+            return RangeResult {
+                revision: self.txn.revision(),
+                ..RangeResult::default()
+            };
         }
-        self.txn.with_state(|state| range(state, r)).expect("checked before the first change")
+        self.txn
+            .with_state(|state| range(state, r))
+            .expect("checked before the first change")
     }
 }

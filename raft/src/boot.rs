@@ -19,7 +19,11 @@ pub fn member_id(peer_urls: &[String], token: &str) -> MemberId {
 pub fn cluster_id(members: &[MemberId]) -> u64 {
     let mut ids = members.to_vec();
     ids.sort_unstable();
-    first_8_bytes(&ids.iter().flat_map(|id| id.to_be_bytes()).collect::<Vec<u8>>())
+    first_8_bytes(
+        &ids.iter()
+            .flat_map(|id| id.to_be_bytes())
+            .collect::<Vec<u8>>(),
+    )
 }
 
 fn first_8_bytes(bytes: &[u8]) -> u64 {

@@ -29,7 +29,13 @@ impl Log {
     /// A log that ends at `before` (index and term; 0, 0 when new).
     #[must_use]
     pub fn new(hard_state: HardState, conf_state: ConfState, before: (Index, Term)) -> Self {
-        Self { hard_state, conf_state, before, entries: VecDeque::new(), bytes: 0 }
+        Self {
+            hard_state,
+            conf_state,
+            before,
+            entries: VecDeque::new(),
+            bytes: 0,
+        }
     }
 
     /// Index of the last entry.
@@ -56,7 +62,10 @@ impl Log {
     /// Drops entries up to `applied` from RAM while the tail is longer than `bytes_max`.
     pub fn trim(&mut self, applied: Index, bytes_max: usize) {
         while self.bytes > bytes_max
-            && self.entries.front().is_some_and(|oldest| oldest.index <= applied)
+            && self
+                .entries
+                .front()
+                .is_some_and(|oldest| oldest.index <= applied)
         {
             let oldest = self.entries.pop_front().expect("seen");
             self.bytes -= cost(&oldest);
@@ -81,7 +90,10 @@ fn cost(entry: &Entry) -> usize {
 
 impl Storage for Log {
     fn initial_state(&self) -> raft_rs::Result<RaftState> {
-        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+        Ok(RaftState::new(
+            self.hard_state.clone(),
+            self.conf_state.clone(),
+        ))
     }
 
     fn entries(
@@ -94,7 +106,10 @@ impl Storage for Log {
         if low < self.first() {
             return Err(Error::Store(StorageError::Compacted));
         }
-        assert!(high <= self.last() + 1, "raft asks for entries it was given");
+        assert!(
+            high <= self.last() + 1,
+            "raft asks for entries it was given"
+        );
         let max = max_size.into().unwrap_or(u64::MAX);
         let range = (low - self.first()) as usize..(high - self.first()) as usize;
         let mut size = 0;
@@ -103,7 +118,12 @@ impl Storage for Log {
             size += cost(e) as u64;
             first || size <= max
         };
-        Ok(self.entries.range(range).take_while(fits).cloned().collect())
+        Ok(self
+            .entries
+            .range(range)
+            .take_while(fits)
+            .cloned()
+            .collect())
     }
 
     fn term(&self, index: u64) -> raft_rs::Result<u64> {
@@ -114,7 +134,9 @@ impl Storage for Log {
             return Err(Error::Store(StorageError::Compacted));
         };
         let entry = self.entries.get(offset as usize);
-        entry.map(|e| e.term).ok_or(Error::Store(StorageError::Unavailable))
+        entry
+            .map(|e| e.term)
+            .ok_or(Error::Store(StorageError::Unavailable))
     }
 
     fn first_index(&self) -> raft_rs::Result<u64> {
@@ -136,7 +158,12 @@ mod tests {
     use super::*;
 
     fn entry(index: u64, term: u64) -> Entry {
-        Entry { index, term, data: vec![0; 100].into(), ..Entry::default() }
+        Entry {
+            index,
+            term,
+            data: vec![0; 100].into(),
+            ..Entry::default()
+        }
     }
 
     fn log(entries: &[(u64, u64)]) -> Log {
@@ -164,7 +191,9 @@ mod tests {
         log.trim(4, 0);
         assert_eq!(log.first_index(), Ok(5));
         assert_eq!(log.term(4), Ok(1));
-        let got = log.entries(5, 6, None, GetEntriesContext::empty(false)).expect("in the tail");
+        let got = log
+            .entries(5, 6, None, GetEntriesContext::empty(false))
+            .expect("in the tail");
         assert_eq!(got.len(), 1);
         assert_eq!(log.bytes(), cost(&entry(5, 1)));
         assert_eq!(
@@ -176,7 +205,10 @@ mod tests {
     #[test]
     fn a_size_limit_still_gives_one() {
         let log = log(&[(3, 1), (4, 1), (5, 1)]);
-        let get = |max| log.entries(3, 6, Some(max), GetEntriesContext::empty(false)).map(|e| e.len());
+        let get = |max| {
+            log.entries(3, 6, Some(max), GetEntriesContext::empty(false))
+                .map(|e| e.len())
+        };
         assert_eq!(get(0), Ok(1));
         assert_eq!(get(2 * cost(&entry(3, 1)) as u64), Ok(2));
         assert_eq!(get(u64::MAX), Ok(3));

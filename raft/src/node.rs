@@ -95,7 +95,10 @@ impl Node {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
-        let entry = |data| Entry { data, ..Entry::default() };
+        let entry = |data| Entry {
+            data,
+            ..Entry::default()
+        };
         message.entries = records.map(entry).collect();
         self.raw.step(message).is_ok()
     }
@@ -184,7 +187,9 @@ impl Node {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let extra = (x ^ (x >> 31)) as usize % self.election_ticks;
-        self.raw.raft.set_randomized_election_timeout(self.election_ticks + extra);
+        self.raw
+            .raft
+            .set_randomized_election_timeout(self.election_ticks + extra);
     }
 }
 
@@ -202,5 +207,8 @@ pub fn hard_state(wal: ringkv_engine::wal::HardState, applied: Index) -> HardSta
 /// Voters and nothing else.
 #[must_use]
 pub fn conf_state(voters: &[MemberId]) -> ConfState {
-    ConfState { voters: voters.to_vec(), ..ConfState::default() }
+    ConfState {
+        voters: voters.to_vec(),
+        ..ConfState::default()
+    }
 }

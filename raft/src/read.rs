@@ -34,7 +34,8 @@ impl Reads {
             return None;
         }
         self.last_round += 1;
-        self.open.push_back((self.last_round, core::mem::take(&mut self.waiting)));
+        self.open
+            .push_back((self.last_round, core::mem::take(&mut self.waiting)));
         Some(self.last_round)
     }
 
@@ -88,7 +89,11 @@ mod tests {
         reads.wait((0, 0));
         reads.open();
         reads.term_changed();
-        assert_eq!(reads.confirmed(1, 5).count(), 0, "a late answer of the old term");
+        assert_eq!(
+            reads.confirmed(1, 5).count(),
+            0,
+            "a late answer of the old term"
+        );
         assert_eq!(reads.open(), Some(2));
         assert_eq!(reads.confirmed(2, 6).collect::<Vec<_>>(), [((0, 0), 6)]);
     }

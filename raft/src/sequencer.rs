@@ -6,7 +6,7 @@
 //! [`Event`], and what it wants done comes back in [`Actions`].
 //!
 //! Back-pressure: a batch is proposed only when it fits the open frame; until then it waits in
-//! `pending`, and [`Sequencer::is_full`] tells the caller to take no more from the rings.
+//! `pending`, which is bounded by the bytes that each shard lets wait.
 //!
 //! Not here: time (it is told `now_ms`), devices, rings, who waits for a result.
 
@@ -78,7 +78,11 @@ pub enum LeaseAnswer {
     /// TTL in seconds.
     KeptAlive(i64),
     /// TTLs in seconds; keys if asked for.
-    TimeToLive { granted: i64, remaining: i64, keys: Vec<Bytes> },
+    TimeToLive {
+        granted: i64,
+        remaining: i64,
+        keys: Vec<Bytes>,
+    },
     List(Vec<LeaseId>),
     Failed(ApiError),
 }
@@ -222,12 +226,6 @@ impl Sequencer {
         self.wal.stats()
     }
 
-    /// Whether the caller must take no more from the rings for now.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.pending.len() >= self.limits.ring_batches_max
-    }
-
     /// Whether [`Event::Background`] has work to do.
     #[must_use]
     pub fn has_background_work(&self) -> bool {
@@ -267,12 +265,16 @@ impl Sequencer {
             {
                 self.node.read_index(round);
             }
-            let Some(ready) = self.node.ready() else { break };
+            let Some(ready) = self.node.ready() else {
+                break;
+            };
             self.handle(now_ms, ready, actions);
         }
         if self.machine.applied() > applied_before {
             self.publish(actions);
-            self.node.log_mut().trim(self.machine.applied(), self.limits.raft_tail_bytes_max);
+            self.node
+                .log_mut()
+                .trim(self.machine.applied(), self.limits.raft_tail_bytes_max);
         }
         self.retry_parked(now_ms, actions);
         while let Some(frame) = self.wal.submit() {
@@ -304,7 +306,9 @@ impl Sequencer {
             return;
         }
         // Entries proposed and not yet handed out by raft are not in the frame: one batch at a time.
-        let Some(batch) = self.pending.front() else { return };
+        let Some(batch) = self.pending.front() else {
+            return;
+        };
         let mut bytes = 0;
         for record in command::batch_records(batch) {
             bytes += record_bytes(record.len());
@@ -316,7 +320,10 @@ impl Sequencer {
         if !self.node.propose(command::batch_records(&batch)) {
             // Too much is uncommitted: none of the batch is in the log, and none will be.
             for record in command::batch_records(&batch) {
-                let origin = command::check(&record).expect("made by a shard").origin.sequence;
+                let origin = command::check(&record)
+                    .expect("made by a shard")
+                    .origin
+                    .sequence;
                 let refused = Outcome::Failed(ApiError::TooManyRequests);
                 actions.results.push((origin.to_native(), refused));
             }
@@ -325,20 +332,31 @@ impl Sequencer {
 
     fn handle(&mut self, now_ms: u64, mut ready: Ready, actions: &mut Actions) {
         if let Some(hs) = ready.hs() {
-            let hard_state = HardState { term: hs.term, vote: hs.vote, commit: hs.commit };
+            let hard_state = HardState {
+                term: hs.term,
+                vote: hs.vote,
+                commit: hs.commit,
+            };
             self.wal.set_hard_state(hard_state);
         }
         for entry in ready.take_entries() {
             self.append(entry, actions);
         }
         for state in ready.take_read_states() {
-            let round = state.request_ctx.as_slice().try_into().map(u64::from_le_bytes);
+            let round = state
+                .request_ctx
+                .as_slice()
+                .try_into()
+                .map(u64::from_le_bytes);
             let round = round.expect("made by read_index");
             let confirmed = self.reads.confirmed(round, state.index);
-            actions.reads.extend(confirmed.map(|((shard, number), index)| (shard, number, index)));
+            actions
+                .reads
+                .extend(confirmed.map(|((shard, number), index)| (shard, number, index)));
         }
         let committed = ready.take_committed_entries();
-        self.unflushed.push_back((ready.number(), self.wal.accepted_lsn()));
+        self.unflushed
+            .push_back((ready.number(), self.wal.accepted_lsn()));
         self.node.advance(ready);
         for entry in &committed {
             self.apply(entry, actions);
@@ -357,11 +375,18 @@ impl Sequencer {
             (EntryType::EntryConfChange, _) => EntryKind::ConfChange,
             (EntryType::EntryConfChangeV2, _) => EntryKind::ConfChangeV2,
         };
-        let record = Entry { index: entry.index, term: entry.term, kind, payload: &entry.data };
+        let record = Entry {
+            index: entry.index,
+            term: entry.term,
+            kind,
+            payload: &entry.data,
+        };
         if self.wal.append(record).is_err() {
             // An overwrite by a new leader begins a frame of its own.
             actions.frames.extend(self.wal.submit());
-            self.wal.append(record).expect("what is proposed fits the open frame");
+            self.wal
+                .append(record)
+                .expect("what is proposed fits the open frame");
         }
         self.node.log_mut().append(entry);
     }
@@ -406,7 +431,8 @@ impl Sequencer {
         }
         let leader = self.node.is_leader();
         // Clocks run when all that earlier leaders committed is applied.
-        let current = leader && self.node.can_read() && self.machine.applied() == self.node.committed();
+        let current =
+            leader && self.node.can_read() && self.machine.applied() == self.node.committed();
         if current && !self.machine.lessor.is_primary() {
             let extend_ms = if self.was_leader { self.election_ms } else { 0 };
             self.machine.lessor.promote(now_ms, extend_ms);
@@ -422,13 +448,18 @@ impl Sequencer {
         if !self.machine.lessor.is_primary() || self.lease_proposal > self.machine.applied() {
             return;
         }
-        let ids = self.machine.lessor.expired(now_ms, self.limits.lease_revokes_per_round_max);
+        let ids = self
+            .machine
+            .lessor
+            .expired(now_ms, self.limits.lease_revokes_per_round_max);
         if !ids.is_empty() {
             let term = self.node.term();
             let retry = ids.clone();
             if !self.propose_own(Command::LeaseExpire { ids, term }) {
                 for id in retry {
-                    self.machine.lessor.expiry_failed(id, now_ms + self.election_ms);
+                    self.machine
+                        .lessor
+                        .expiry_failed(id, now_ms + self.election_ms);
                 }
             }
         }
@@ -442,7 +473,11 @@ impl Sequencer {
 
     /// Proposes what nobody waits for; false when it did not get into the log.
     fn propose_own(&mut self, command: Command<'_>) -> bool {
-        let record = Envelope { origin: Origin::NONE, command }.to_bytes();
+        let record = Envelope {
+            origin: Origin::NONE,
+            command,
+        }
+        .to_bytes();
         if record_bytes(record.len()) > self.wal.open_room() {
             return false;
         }
@@ -460,9 +495,10 @@ impl Sequencer {
             LeaseAsk::TimeToLive(id, keys) => match lessor.time_to_live(id, now_ms) {
                 None => LeaseAnswer::Failed(ApiError::LeaseNotFound),
                 Some(ttl) => {
-                    let keys = lessor.get(id).filter(|_| keys).map(|lease| {
-                        lease.keys().map(Bytes::copy_from_slice).collect()
-                    });
+                    let keys = lessor
+                        .get(id)
+                        .filter(|_| keys)
+                        .map(|lease| lease.keys().map(Bytes::copy_from_slice).collect());
                     LeaseAnswer::TimeToLive {
                         granted: ttl.granted,
                         remaining: ttl.remaining.unwrap_or(ttl.granted),

@@ -78,8 +78,8 @@ fn followers_neither_expire_nor_renew() {
     let mut l = lessor();
     l.grant(1, 10).unwrap();
     assert_eq!(l.renew(1, 5), Renewal::NotPrimary);
-    assert_eq!(l.expired(u64::MAX, 9), []);
-    assert_eq!(l.due_checkpoints(u64::MAX, 9), []);
+    assert_eq!(l.expired(u64::MAX, 9), [0_i64; 0]);
+    assert_eq!(l.due_checkpoints(u64::MAX, 9), [(0_i64, 0_i64); 0]);
     assert_eq!(l.next_deadline_ms(), None);
     let ttl = l.time_to_live(1, 0).unwrap();
     assert_eq!((ttl.granted, ttl.remaining), (10, None));
@@ -94,16 +94,16 @@ fn a_grants_clock_starts_when_the_time_is_told() {
     l.grant(1, 10).unwrap();
     assert_eq!(l.next_deadline_ms(), Some(0));
     assert_eq!(l.time_to_live(1, 7000).unwrap().remaining, Some(10));
-    assert_eq!(l.expired(7000, 9), []);
+    assert_eq!(l.expired(7000, 9), [0_i64; 0]);
     assert_eq!(l.next_deadline_ms(), Some(17_000));
     // Revoked and granted again before the time is told: one clock.
     l.remove(1).unwrap();
     l.grant(1, 20).unwrap();
     l.remove(1).unwrap();
     l.grant(1, 30).unwrap();
-    assert_eq!(l.expired(8000, 9), []);
+    assert_eq!(l.expired(8000, 9), [0_i64; 0]);
     assert_eq!(l.next_deadline_ms(), Some(38_000));
-    assert_eq!(l.expired(37_999, 9), []);
+    assert_eq!(l.expired(37_999, 9), [0_i64; 0]);
     assert_eq!(l.expired(38_000, 9), [1]);
     assert_eq!(l.next_deadline_ms(), None);
 }
@@ -128,14 +128,14 @@ fn a_proposed_expiry_cannot_be_renewed_until_it_failed() {
     l.promote(0, 0);
     // Overdue, but nothing was proposed.
     assert_eq!(l.renew(1, 15_000), Renewal::Renewed { ttl: 10 });
-    assert_eq!(l.expired(24_999, 9), []);
+    assert_eq!(l.expired(24_999, 9), [0_i64; 0]);
     assert_eq!(l.expired(25_000, 9), [1]);
-    assert_eq!(l.expired(26_000, 9), []);
+    assert_eq!(l.expired(26_000, 9), [0_i64; 0]);
     assert_eq!(l.renew(1, 26_000), Renewal::Pending);
     assert_eq!(l.next_deadline_ms(), None);
     l.expiry_failed(1, 30_000);
     l.expiry_failed(1, 90_000);
-    assert_eq!(l.expired(29_999, 9), []);
+    assert_eq!(l.expired(29_999, 9), [0_i64; 0]);
     assert_eq!(l.renew(1, 29_999), Renewal::Renewed { ttl: 10 });
     assert_eq!(all_expired(&mut l, 39_999, 9), [1]);
     l.remove(1).unwrap();
@@ -221,7 +221,7 @@ fn a_checkpoint_outlives_the_leader() {
     l.grant(1, 1_000).unwrap();
     l.grant(2, 300).unwrap();
     l.promote(0, 0);
-    assert_eq!(l.due_checkpoints(INTERVAL_MS - 1, 9), []);
+    assert_eq!(l.due_checkpoints(INTERVAL_MS - 1, 9), [(0_i64, 0_i64); 0]);
     let due = l.due_checkpoints(INTERVAL_MS + 1, 9);
     assert_eq!(due, [(1, 700)]);
     assert_eq!(l.get(1).unwrap().remaining_ttl(), 0);
@@ -230,7 +230,7 @@ fn a_checkpoint_outlives_the_leader() {
     assert_eq!(l.get(1).unwrap().remaining_ttl(), 700);
     // The running clock is not touched.
     assert_eq!(l.time_to_live(1, 301_000).unwrap().remaining, Some(699));
-    assert_eq!(l.due_checkpoints(2 * INTERVAL_MS, 9), []);
+    assert_eq!(l.due_checkpoints(2 * INTERVAL_MS, 9), [(0_i64, 0_i64); 0]);
     assert_eq!(l.due_checkpoints(2 * INTERVAL_MS + 1, 9), [(1, 400)]);
     l.promote(5_000_000, 1_000);
     assert_eq!(l.time_to_live(1, 5_000_000).unwrap().remaining, Some(701));
@@ -247,11 +247,11 @@ fn a_renewal_first_clears_the_checkpoint() {
     l.checkpoint(1, 700);
     assert_eq!(l.renew(1, 300_002), Renewal::ResetFirst);
     // None is proposed while the reset is under way.
-    assert_eq!(l.due_checkpoints(600_001, 9), []);
+    assert_eq!(l.due_checkpoints(600_001, 9), [(0_i64, 0_i64); 0]);
     l.checkpoint(1, 0);
     assert_eq!(l.renew(1, 600_001), Renewal::Renewed { ttl: 1_000 });
     assert_eq!(l.time_to_live(1, 600_001).unwrap().remaining, Some(1_000));
-    assert_eq!(l.due_checkpoints(900_000, 9), []);
+    assert_eq!(l.due_checkpoints(900_000, 9), [(0_i64, 0_i64); 0]);
     assert_eq!(l.due_checkpoints(900_001, 9), [(1, 700)]);
 }
 
@@ -262,7 +262,7 @@ fn a_lease_kept_alive_is_not_checkpointed() {
     l.promote(0, 0);
     for now in (0..3_000_000).step_by(100_000) {
         assert_eq!(l.renew(1, now), Renewal::Renewed { ttl: 400 });
-        assert_eq!(l.due_checkpoints(now, 9), []);
+        assert_eq!(l.due_checkpoints(now, 9), [(0_i64, 0_i64); 0]);
     }
     assert_eq!(l.due_checkpoints(2_900_000 + INTERVAL_MS, 9), [(1, 100)]);
 }
@@ -295,7 +295,7 @@ fn checkpoints_can_be_off() {
     l.promote(0, 0);
     l.grant(2, 1_000).unwrap();
     assert_eq!(l.renew(1, 10), Renewal::Renewed { ttl: 1_000 });
-    assert_eq!(l.due_checkpoints(900_000, 9), []);
+    assert_eq!(l.due_checkpoints(900_000, 9), [(0_i64, 0_i64); 0]);
     assert_eq!(l.next_deadline_ms(), Some(1_000_000));
 }
 

@@ -45,7 +45,11 @@ impl HashScan {
         if revision > 0 && revision > state.revision as i64 {
             return Err(ApiError::FutureRev);
         }
-        let at = if revision == 0 { state.revision } else { u64::try_from(revision).unwrap_or(0) };
+        let at = if revision == 0 {
+            state.revision
+        } else {
+            u64::try_from(revision).unwrap_or(0)
+        };
         Ok(Self::under(state.compacted, at))
     }
 
@@ -95,8 +99,16 @@ impl HashScan {
     /// The result, after the last step.
     #[must_use]
     pub fn finish(self) -> KvHash {
-        let hash = if self.any_live { self.some_live } else { self.none_live };
-        KvHash { hash, compacted: self.compacted, revision: self.at }
+        let hash = if self.any_live {
+            self.some_live
+        } else {
+            self.none_live
+        };
+        KvHash {
+            hash,
+            compacted: self.compacted,
+            revision: self.at,
+        }
     }
 }
 

@@ -53,9 +53,15 @@ impl Span {
     pub fn of(key: &[u8], range_end: &[u8]) -> Self {
         let start = key.to_vec();
         match range_end {
-            [] => Self { end: Some([key, &[0]].concat()), start },
+            [] => Self {
+                end: Some([key, &[0]].concat()),
+                start,
+            },
             [0] => Self { start, end: None },
-            end => Self { start, end: Some(end.to_vec()) },
+            end => Self {
+                start,
+                end: Some(end.to_vec()),
+            },
         }
     }
 
@@ -167,7 +173,11 @@ impl RangeScan {
             at,
             revision: state.revision,
             limit,
-            wanted: if early && limit > 0 { limit.saturating_add(1) } else { usize::MAX },
+            wanted: if early && limit > 0 {
+                limit.saturating_add(1)
+            } else {
+                usize::MAX
+            },
             sort_order,
             sort_target: query.sort_target,
             keys_only: query.keys_only,
@@ -198,32 +208,29 @@ impl RangeScan {
             return Ok(false);
         }
         let mut visited = 0;
-        let mut last = self.last.take();
-        let resume = last.take();
-        let flow = state.tree.visit(
-            resume.as_deref(),
-            self.span.start(),
-            self.span.end(),
-            self.backward,
-            |key, meta| {
-                visited += 1;
-                self.take(state, key, meta);
-                if self.counted && self.items.len() >= self.wanted {
-                    return ControlFlow::Break(false);
-                }
-                if visited >= budget {
-                    last = Some(key.to_vec());
-                    return ControlFlow::Break(true);
-                }
-                ControlFlow::Continue(())
-            },
-        );
+        let mut last = None;
+        let resume = self.last.take();
+        let span = self.span.clone();
+        let flow = state.visit(&span, resume.as_deref(), self.backward, |key, meta| {
+            visited += 1;
+            self.take(state, key, meta);
+            if self.counted && self.items.len() >= self.wanted {
+                return ControlFlow::Break(false);
+            }
+            if visited >= budget {
+                last = Some(key.to_vec());
+                return ControlFlow::Break(true);
+            }
+            ControlFlow::Continue(())
+        });
         self.last = last;
         Ok(matches!(flow, ControlFlow::Break(true)))
     }
 
     fn take(&mut self, state: &State<'_>, key: &[u8], newest: KeyMeta) {
-        let Some(meta) = state.meta_at(newest, self.at) else { return };
+        let Some(meta) = state.meta_at(newest, self.at) else {
+            return;
+        };
         if !self.counted {
             self.count += 1;
         }
@@ -239,17 +246,29 @@ impl RangeScan {
             let e = Encoder::put(key, created, modified, version, &[], 0);
             self.keep(&e.parts())
         } else {
-            let record = state.revs.get(meta.modified).expect("live at a readable revision");
+            let record = state
+                .revs
+                .get(meta.modified)
+                .expect("live at a readable revision");
             self.keep(&[record.kv])
         };
-        self.items.push(Item { kv, modified, created, version });
+        self.items.push(Item {
+            kv,
+            modified,
+            created,
+            version,
+        });
     }
 
     fn keep(&mut self, parts: &[&[u8]]) -> Bytes {
         let len = parts.iter().map(|p| p.len()).sum();
         if self.piece.capacity() < len {
             // The first piece is small: most ranges are of one key.
-            let piece = if self.items.is_empty() { 0 } else { PIECE_BYTES };
+            let piece = if self.items.is_empty() {
+                0
+            } else {
+                PIECE_BYTES
+            };
             self.piece = BytesMut::with_capacity(len.max(piece));
         }
         for part in parts {
@@ -267,7 +286,13 @@ impl RangeScan {
             self.items.truncate(self.limit);
         }
         let strip = self.keys_only && self.sort_target == target::VALUE;
-        let kv = |item: Item| if strip { without_value(&item.kv) } else { item.kv };
+        let kv = |item: Item| {
+            if strip {
+                without_value(&item.kv)
+            } else {
+                item.kv
+            }
+        };
         RangeResult {
             revision: self.revision,
             more,
@@ -297,5 +322,8 @@ impl RangeScan {
 
 fn without_value(kv: &[u8]) -> Bytes {
     let f = Fields::of(kv);
-    Encoder::put(f.key, f.created, f.modified, f.version, &[], f.lease).parts().concat().into()
+    Encoder::put(f.key, f.created, f.modified, f.version, &[], f.lease)
+        .parts()
+        .concat()
+        .into()
 }

@@ -246,7 +246,9 @@ mod tests {
     fn generate(len: usize, modulus: u64, seed: u64) -> Vec<(u64, usize)> {
         let mut state = seed;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) % modulus
         };
         (0..len).map(|i| (next(), i)).collect()
@@ -273,7 +275,9 @@ mod tests {
     #[test]
     fn patterns_end_sorted() {
         for len in 0..200 {
-            for pattern in [|i, _| i, |i, n| n - i, |i, _| i % 3, |i, n: usize| i.min(n - i)] {
+            let patterns: [fn(usize, usize) -> usize; 4] =
+                [|i, _| i, |i, n| n - i, |i, _| i % 3, |i, n| i.min(n - i)];
+            for pattern in patterns {
                 let mut items: Vec<usize> = (0..len).map(|i| pattern(i, len)).collect();
                 sort_as_go(&mut items, |a, b| a < b);
                 assert!(items.is_sorted());

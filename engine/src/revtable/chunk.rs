@@ -120,13 +120,15 @@ impl<'a> Record<'a> {
         super::kv::key(self.kv)
     }
 
-    /// The previous change of the same key, which compaction may have dropped.
+    /// The previous change of the same key, which compaction may have dropped, and which may be of
+    /// the same transaction.
     #[must_use]
     pub fn previous(&self) -> Option<Revision> {
         self.links().map(|l| l.previous)
     }
 
-    /// Main revision of the next change of the same key, `None` while this is the newest.
+    /// Main revision of the next change of the same key, `None` while this is the newest. May be
+    /// its own: a transaction can put a key and delete it with a range.
     #[must_use]
     pub fn superseded(&self) -> Option<u64> {
         // Relaxed: a reader at revision R only asks whether the value is <= R, and the store of
