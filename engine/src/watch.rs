@@ -35,6 +35,7 @@ use bytes::Bytes;
 
 use crate::error::ApiError;
 use crate::limits::Limits;
+use crate::mvcc::View;
 use crate::revtable::RevSnapshot;
 use cohort::{Cohort, Lagging, SYNCED};
 use matcher::End;
@@ -62,6 +63,17 @@ pub struct Published<'a> {
     pub compacted: i64,
     /// Its revisions.
     pub revs: &'a RevSnapshot,
+}
+
+impl<'v> From<&'v View> for Published<'v> {
+    /// Borrows the pin that the View is borrowed from: who walks for long clones `revs` first.
+    fn from(view: &'v View) -> Self {
+        Self {
+            revision: view.revision,
+            compacted: view.compacted,
+            revs: &view.revs,
+        }
+    }
 }
 
 /// A `WatchCreateRequest` whose permission was checked.
@@ -241,7 +253,6 @@ impl WatchShard {
         assert!(stream.parked.is_empty());
         self.bytes -= stream.bytes();
         self.ticks.remove(&(stream.tick_ms, id));
-        self.asked.remove(&id);
         self.ready.remove(&id);
     }
 

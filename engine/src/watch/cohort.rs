@@ -62,13 +62,13 @@ impl Cohort {
         }
     }
 
-    /// Moves all members to `target`, which stands where this cohort stands or before.
+    /// Moves all members to `target`, which stands where this cohort stands, or before and then all
+    /// members start later. What is left of this cohort is to be dropped.
     fn merge_into(&mut self, id: CohortId, target: &mut Self, watchers: &mut Watchers) {
         assert!(target.next <= self.next);
-        self.matcher = Matcher::default();
         for key in core::mem::take(&mut self.members) {
             let watcher = watchers.get_mut(key);
-            watcher.from = watcher.from.max(self.next);
+            assert!(target.next == self.next || watcher.from >= self.next);
             watcher.place = Place::Parked;
             target.insert(id, watchers, key);
         }

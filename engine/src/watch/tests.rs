@@ -556,7 +556,7 @@ fn a_restored_store_cancels_what_it_cannot_serve() {
     let stream = shard.open_stream(0);
     shard.create(stream, &request(b"k"), &store.published());
     let future = CreateRequest {
-        start_revision: 6,
+        start_revision: 4,
         ..request(b"k")
     };
     shard.create(stream, &future, &store.published());
@@ -573,12 +573,12 @@ fn a_restored_store_cancels_what_it_cannot_serve() {
         compact_revision: 4,
         ..Response::default()
     };
-    let [six, seven] = [4, 5].map(|i| &store.changes[i].plain[..]);
+    let all: Vec<&[u8]> = store.changes[2..].iter().map(|c| &c.plain[..]).collect();
     let want = [
         created(0, 1),
         created(1, 1),
         canceled,
-        events(1, 7, &[six, seven]),
+        events(1, 7, &all[..4]),
     ];
     assert_eq!(take(&mut shard, stream), want);
     // Nothing was missed: all stay synced.
@@ -611,6 +611,12 @@ fn a_slow_stream_is_bounded_and_holds_nobody_up() {
     }
     assert_eq!(shard.slow_watchers(), 1);
     assert!(!shard.accepts_requests(slow));
+    // It does not come back for each response taken.
+    let queued = shard.queued_bytes();
+    assert_eq!(shard.take_responses(slow, 1).len(), 1);
+    advance(&mut shard, &store);
+    assert_eq!(shard.slow_watchers(), 1);
+    assert!(shard.queued_bytes() < queued);
     assert!(shard.min_cursor() < 10);
     // Progress waits until the stream has caught up.
     shard.progress(slow);
@@ -618,7 +624,7 @@ fn a_slow_stream_is_bounded_and_holds_nobody_up() {
     let (last, before) = taken.split_last().unwrap();
     assert_eq!(*last, progress(-1, 51));
     assert!(before.iter().all(|r| !r.events.is_empty()));
-    assert_eq!(before.iter().map(|r| r.events.len()).sum::<usize>(), 50);
+    assert_eq!(before.iter().map(|r| r.events.len()).sum::<usize>(), 49);
     assert_eq!((shard.slow_watchers(), shard.queued_bytes()), (0, 0));
 }
 
@@ -775,6 +781,111 @@ fn asked_progress_waits_for_all_watchers_of_the_stream() {
             .iter()
             .all(|r| r.watch_id == 1 && !r.events.is_empty())
     );
+}
+
+#[test]
+fn progress_is_of_the_newest_view() {
+    let mut store = Store::new();
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    let request = CreateRequest {
+        progress_notify: true,
+        ..request(b"k")
+    };
+    shard.create(stream, &request, &store.published());
+    take(&mut shard, stream);
+    for _ in 0..5 {
+        store.put(b"other", b"v");
+    }
+    shard.progress(stream);
+    assert!(shard.advance(&store.published(), 5_000, 2));
+    assert_eq!(take(&mut shard, stream), []);
+    while shard.advance(&store.published(), 5_000, 2) {}
+    assert_eq!(take(&mut shard, stream), [progress(0, 6), progress(-1, 6)]);
+}
+
+#[test]
+fn progress_is_not_before_the_creation() {
+    let mut store = Store::new();
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    let old = store.snapshot.clone();
+    store.put(b"other", b"v");
+    shard.create(stream, &request(b"k"), &store.published());
+    shard.progress(stream);
+    shard.advance(
+        &Published {
+            revision: 1,
+            compacted: -1,
+            revs: &old,
+        },
+        0,
+        BUDGET,
+    );
+    assert_eq!(take(&mut shard, stream), [created(0, 2)]);
+    advance(&mut shard, &store);
+    assert_eq!(take(&mut shard, stream), [progress(-1, 2)]);
+}
+
+#[test]
+fn progress_waits_for_room_and_for_somebody_to_have_it() {
+    let store = Store::new();
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    let request = CreateRequest {
+        progress_notify: true,
+        ..request(b"k")
+    };
+    while shard.accepts_requests(stream) {
+        shard.create(stream, &request, &store.published());
+    }
+    shard.progress(stream);
+    while shard.advance(&store.published(), 5_000, BUDGET) {}
+    assert!(take(&mut shard, stream).iter().all(|r| r.created));
+    while shard.advance(&store.published(), 5_000, BUDGET) {}
+    assert_eq!(take(&mut shard, stream), [progress(-1, 1)]);
+
+    shard.progress(stream);
+    for watch_id in 0..shard.watchers() as i64 {
+        shard.cancel(stream, watch_id, 1);
+    }
+    take(&mut shard, stream);
+    advance(&mut shard, &store);
+    assert_eq!(take(&mut shard, stream), []);
+}
+
+#[test]
+fn writers_that_never_stop_do_not_starve_those_who_lag() {
+    let mut store = Store::new();
+    for _ in 0..50 {
+        store.put(b"other", b"v");
+    }
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    let request = CreateRequest {
+        start_revision: 2,
+        ..request(b"k")
+    };
+    shard.create(stream, &request, &store.published());
+    for _ in 0..50 {
+        for _ in 0..8 {
+            store.put(b"other", b"v");
+        }
+        assert!(shard.advance(&store.published(), 0, 8));
+    }
+    assert!(shard.min_cursor() >= 50);
+}
+
+#[test]
+fn large_values_cost_more_of_the_budget() {
+    let mut store = Store::new();
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    shard.create(stream, &request(b"k"), &store.published());
+    store.put(b"k", &[7; 10 * 4096]);
+    store.put(b"other", b"v");
+    assert!(shard.advance(&store.published(), 0, 8));
+    assert_eq!(shard.synced_main(), 2);
 }
 
 #[test]
