@@ -877,6 +877,29 @@ fn writers_that_never_stop_do_not_starve_those_who_lag() {
 }
 
 #[test]
+fn the_lagging_join_a_synced_cohort_that_is_behind() {
+    let mut store = Store::new();
+    store.put(b"k", b"v");
+    let mut shard = shard(&store);
+    let [costly, cheap] = [0, 1].map(|_| shard.open_stream(0));
+    shard.create(costly, &request(b"k"), &store.published());
+    let past = CreateRequest {
+        start_revision: 2,
+        ..request(b"other")
+    };
+    shard.create(cheap, &past, &store.published());
+    for _ in 0..9 {
+        store.put(b"k", &[7; 40 * 4096]);
+    }
+    // The synced walk one revision each time, the other could walk nine.
+    for main in 3..=11 {
+        shard.advance(&store.published(), 0, 40);
+        take(&mut shard, costly);
+        assert_eq!((shard.synced_main(), shard.slow_watchers()), (main, 0));
+    }
+}
+
+#[test]
 fn large_values_cost_more_of_the_budget() {
     let mut store = Store::new();
     let mut shard = shard(&store);
