@@ -51,6 +51,9 @@ pub struct Limits {
     pub lease_checkpoints_per_entry_max: usize,
     /// Free WAL segment files kept for recycling; more are removed.
     pub wal_free_segments_max: usize,
+    /// Largest block of a checkpoint file, bytes: one write, one read; a multiple of
+    /// [`format::BLOCK_BYTES`].
+    pub checkpoint_block_bytes: usize,
 }
 
 impl Limits {
@@ -78,6 +81,7 @@ impl Limits {
         lease_expiries_per_second_max: 750,
         lease_checkpoints_per_entry_max: 1000,
         wal_free_segments_max: 4,
+        checkpoint_block_bytes: 1 << 20,
     };
 
     /// The tiny twin for simulation.
@@ -104,6 +108,7 @@ impl Limits {
         lease_expiries_per_second_max: 5,
         lease_checkpoints_per_entry_max: 2,
         wal_free_segments_max: 1,
+        checkpoint_block_bytes: format::BLOCK_BYTES,
     };
 }
 
@@ -119,6 +124,8 @@ const _: () = {
         assert!(l.batch_bytes_max + format::BLOCK_BYTES <= l.frame_bytes_max);
         assert!(l.frames_in_flight_max >= 1);
         assert!(l.raft_tail_bytes_max >= l.frame_bytes_max);
+        assert!(l.checkpoint_block_bytes > 0);
+        assert!(l.checkpoint_block_bytes.is_multiple_of(format::BLOCK_BYTES));
         i += 1;
     }
 };
