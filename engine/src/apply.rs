@@ -15,6 +15,7 @@ use crate::lease::Lessor;
 use crate::limits::Limits;
 use crate::members::Members;
 use crate::mvcc::Store;
+use crate::mvcc::range::Span;
 use crate::txn::{DeleteResult, Executor, PutResult, TxnResult};
 use crate::types::{Index, KeyMeta, LeaseId, MemberId, Term};
 
@@ -56,6 +57,8 @@ pub struct Machine {
     applied: Index,
     /// Counts applied commands that end or reset leases: who waits for one looks again.
     lease_changes: u64,
+    /// Counts changes of members, cluster version and alarms.
+    registry_changes: u64,
 }
 
 impl Machine {
@@ -70,6 +73,7 @@ impl Machine {
             members,
             applied: 0,
             lease_changes: 0,
+            registry_changes: 0,
         }
     }
 
@@ -83,6 +87,12 @@ impl Machine {
     #[must_use]
     pub fn lease_changes(&self) -> u64 {
         self.lease_changes
+    }
+
+    /// Counts applied changes of members, cluster version and alarms.
+    #[must_use]
+    pub fn registry_changes(&self) -> u64 {
+        self.registry_changes
     }
 
     /// Continues from a checkpoint, of which store and leases are in place: hangs the keys on their
@@ -101,7 +111,7 @@ impl Machine {
                 }
                 ControlFlow::Continue(())
             };
-            state.tree.visit(None, &[], None, false, attach)
+            state.visit(&Span::of(&[], &[0]), None, false, attach)
         });
         store.publish(applied);
         flow.is_continue()
@@ -210,6 +220,7 @@ impl Machine {
                 member,
                 alarm,
             } => {
+                self.registry_changes += 1;
                 let alarms = self.alarm(action.to_native(), member.to_native(), alarm.to_native());
                 Ok(Outcome::Alarm { alarms })
             }
@@ -218,11 +229,13 @@ impl Machine {
                 name,
                 client_urls,
             } => {
+                self.registry_changes += 1;
                 let urls = client_urls.iter().map(|u| u.to_string()).collect();
                 self.members.set_attributes(member.to_native(), name, urls);
                 Ok(Outcome::Done)
             }
             ArchivedCommand::ClusterVersion { version } => {
+                self.registry_changes += 1;
                 self.members.cluster_version = Some(version.to_string());
                 Ok(Outcome::Done)
             }

@@ -46,6 +46,12 @@ impl Origin {
         (shard as u64) << 56 | count
     }
 
+    /// The shard's own count in a sequence number.
+    #[must_use]
+    pub const fn count_of(sequence: u64) -> u64 {
+        sequence & ((1 << 56) - 1)
+    }
+
     /// The shard of a sequence number.
     #[must_use]
     pub const fn shard_of(sequence: u64) -> ShardId {

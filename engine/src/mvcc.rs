@@ -13,16 +13,18 @@ pub mod hash;
 pub mod range;
 mod sort;
 
+use core::ops::ControlFlow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::ApiError;
-use crate::index::{Index, Publisher, Reader, Root, Tree};
+use crate::index::{Index, Pinned, Publisher, Reader, Root, Tree};
 use crate::limits::Limits;
 use crate::revtable::kv::{Encoder, Fields};
 use crate::revtable::{Prune, RevSnapshot, RevTable};
 use crate::types::{self, KeyMeta, LeaseId, Revision};
 use hash::{HashScan, KvHash};
+use range::Span;
 
 /// Hashes of past compactions that HashKV still answers with (etcd: 10).
 const HASHES_MAX: usize = 10;
@@ -47,11 +49,11 @@ pub struct View {
 }
 
 impl View {
-    /// For reading; borrows the pin that the View is borrowed from.
+    /// For reading, for as long as the pin lasts.
     #[must_use]
-    pub fn state(&self) -> State<'_> {
+    pub fn state<'g>(&'g self, pin: &'g Pinned<'_>) -> State<'g> {
         State {
-            tree: self.root.tree(),
+            tree: self.root.read(pin),
             revs: &self.revs,
             revision: self.revision,
             compacted: self.compacted,
@@ -84,6 +86,28 @@ impl State<'_> {
             Ok(_) if revision < self.compacted => Err(ApiError::Compacted),
             Ok(r) => Ok(r),
         }
+    }
+
+    /// Visits the entries of `span`, tombstones included, in order of keys or against it, beginning
+    /// behind key `after`, until `f` breaks.
+    pub fn visit<B>(
+        &self,
+        span: &Span,
+        after: Option<&[u8]>,
+        backward: bool,
+        mut f: impl FnMut(&[u8], KeyMeta) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let behind = after.filter(|_| !backward).map(|key| [key, &[0]].concat());
+        let mut cursor = if backward {
+            self.tree.range_rev(span.start(), after.or(span.end()))
+        } else {
+            self.tree
+                .range(behind.as_deref().unwrap_or(span.start()), span.end())
+        };
+        while let Some((key, meta)) = cursor.next() {
+            f(key, meta)?;
+        }
+        ControlFlow::Continue(())
     }
 
     /// What was known at main revision `at` of the key of which `newest` is known now; `None` if it
@@ -151,9 +175,8 @@ impl Store {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let mut index = Index::new();
-        let mut revs = RevTable::new(limits.revtable_chunk_revisions);
-        let _ = index.seal();
-        let view = View {
+        let revs = RevTable::new(limits.revtable_chunk_revisions);
+        let publisher = Publisher::new(&mut index, |root| View {
             revision: 1,
             compacted: -1,
             pruned: -1,
@@ -161,10 +184,8 @@ impl Store {
             bytes: 0,
             hashes: Arc::from([]),
             revs: revs.snapshot(1),
-            root: index.root(),
-        };
-        let publisher = Publisher::new(&mut index, view);
-        revs.prune(0);
+            root,
+        });
         Self {
             index,
             revs,
@@ -240,8 +261,7 @@ impl Store {
 
     /// Publishes all that was written since the last call as one View (I5).
     pub fn publish(&mut self, applied: types::Index) {
-        let retired = self.index.seal();
-        let view = View {
+        let view = |root| View {
             revision: self.revision,
             compacted: self.compacted,
             pruned: self.pruned,
@@ -249,9 +269,9 @@ impl Store {
             bytes: self.revs.bytes(),
             hashes: Arc::clone(&self.hashes),
             revs: self.revs.snapshot(self.revision),
-            root: self.index.root(),
+            root,
         };
-        self.publisher.publish(&mut self.index, view, retired);
+        self.publisher.publish(&mut self.index, view);
     }
 
     /// Refuses reads below `revision` from now on, and orders the physical part.

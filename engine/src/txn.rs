@@ -113,19 +113,17 @@ fn add_path(state: &State<'_>, txn: &ArchivedTxn<'_>, taken: &mut Vec<bool>) {
 fn holds(state: &State<'_>, compare: &ArchivedCompare<'_>) -> bool {
     let span = Span::of(&compare.key, &compare.range_end);
     let mut any = false;
-    let flow = state
-        .tree
-        .visit(None, span.start(), span.end(), false, |_, meta| {
-            if meta.is_tombstone() {
-                return ControlFlow::Continue(());
-            }
-            any = true;
-            if holds_for(state, compare, meta) {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        });
+    let flow = state.visit(&span, None, false, |_, meta| {
+        if meta.is_tombstone() {
+            return ControlFlow::Continue(());
+        }
+        any = true;
+        if holds_for(state, compare, meta) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
     if any {
         return flow.is_continue();
     }
@@ -319,17 +317,15 @@ impl<'s, 'l> Executor<'s, 'l> {
         let prev_kvs = delete.prev_kv && self.wanted;
         let (keys, prev_kvs) = self.txn.with_state(|state| {
             let (mut keys, mut kvs) = (Vec::new(), Vec::new());
-            let _ = state
-                .tree
-                .visit(None, span.start(), span.end(), false, |key, meta| {
-                    if !meta.is_tombstone() {
-                        keys.push(key.to_vec());
-                        if prev_kvs {
-                            kvs.push(Bytes::copy_from_slice(state.kv(meta)));
-                        }
+            let _ = state.visit(&span, None, false, |key, meta| {
+                if !meta.is_tombstone() {
+                    keys.push(key.to_vec());
+                    if prev_kvs {
+                        kvs.push(Bytes::copy_from_slice(state.kv(meta)));
                     }
-                    ControlFlow::<()>::Continue(())
-                });
+                }
+                ControlFlow::<()>::Continue(())
+            });
             (keys, kvs)
         });
         self.delete_keys(keys.iter());

@@ -352,6 +352,12 @@ impl Wal {
         Ok(())
     }
 
+    /// Bytes that the open frame still takes ([`frame::record_bytes`] for each record).
+    #[must_use]
+    pub fn open_room(&self) -> usize {
+        self.open.buf.capacity() - self.open.buf.len()
+    }
+
     /// The hard state that the next frame carries. Set it *before* appending entries of its term.
     ///
     /// A new term or vote makes a frame due, even without records; a new commit index does not (raft

@@ -15,7 +15,7 @@ pub async fn member_list(
     if request.linearizable {
         node.shard.read_gate().await?;
     }
-    let registry = node.directory.borrow().clone();
+    let registry = node.shard.registry();
     let members = registry.members.iter().map(|(id, member)| Member {
         id: *id,
         name: member.name.clone(),
@@ -25,5 +25,8 @@ pub async fn member_list(
     });
     // etcd leaves the revision out here.
     let header = node.header().at(0);
-    Ok(MemberListResponse { header, members: members.collect() })
+    Ok(MemberListResponse {
+        header,
+        members: members.collect(),
+    })
 }

@@ -32,9 +32,22 @@ mod rt;
 pub use body::Body;
 use rt::{Io, LocalExecutor, LocalTimer, within};
 
-/// Bounds of one connection.
+/// What a port offers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Traffic {
+    /// gRPC and plain HTTP.
+    Both,
+    /// gRPC only: `--listen-client-urls` beside `--listen-client-http-urls`.
+    Grpc,
+    /// Plain HTTP only.
+    Http,
+}
+
+/// What one connection may do.
 #[derive(Clone, Copy, Debug)]
-pub struct FrontLimits {
+pub struct FrontSettings {
+    /// What is served.
+    pub traffic: Traffic,
     /// Largest request message, bytes: `--max-request-bytes` and gRPC's overhead.
     pub request_bytes_max: usize,
     /// Streams open at once (`--max-concurrent-streams`).
@@ -56,9 +69,10 @@ pub struct FrontLimits {
     pub http1_header_timeout: Duration,
 }
 
-impl FrontLimits {
+impl FrontSettings {
     /// etcd's defaults.
     pub const DEFAULT: Self = Self {
+        traffic: Traffic::Both,
         request_bytes_max: (3 << 19) + (512 << 10),
         streams_max: u32::MAX,
         window_bytes: 1 << 20,
@@ -78,26 +92,27 @@ pub async fn serve_connection<T, N>(
     mut stream: T,
     remote: &str,
     node: Rc<N>,
-    limits: &FrontLimits,
+    settings: &FrontSettings,
     drain: &Drain,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     N: Services + Member,
 {
-    let deadline = Instant::now().checked_add(limits.handshake_timeout);
+    let deadline = Instant::now().checked_add(settings.handshake_timeout);
     let expired = || Err(io::Error::from(io::ErrorKind::TimedOut));
     let sniffed = within(deadline, expired, sniff(&mut stream)).await;
     let outcome = match sniffed {
         Ok((_, ahead)) if ahead.is_empty() => return,
+        Ok((Protocol::Http1, _)) if settings.traffic == Traffic::Grpc => return,
         Ok((Protocol::Http1, ahead)) => {
-            serve_http1(Io::new(stream, ahead), node, limits, drain).await
+            serve_http1(Io::new(stream, ahead), node, settings, drain).await
         }
         Ok((Protocol::Http2, ahead)) => {
             serve_http2(
                 Io::new(stream, ahead),
                 Peer::new(remote),
                 node,
-                limits,
+                settings,
                 drain,
             )
             .await
@@ -116,18 +131,23 @@ async fn serve_http2<T, N>(
     io: Io<T>,
     peer: Rc<Peer>,
     node: Rc<N>,
-    limits: &FrontLimits,
+    settings: &FrontSettings,
     drain: &Drain,
 ) -> hyper::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     N: Services + Member,
 {
-    let request_bytes_max = limits.request_bytes_max;
+    let (request_bytes_max, traffic) = (settings.request_bytes_max, settings.traffic);
     let service = service_fn(move |request: Request<Incoming>| {
         let (node, peer) = (node.clone(), peer.clone());
         async move {
-            if grpc::is_grpc(request.headers()) {
+            let grpc = match traffic {
+                Traffic::Both => grpc::is_grpc(request.headers()),
+                Traffic::Grpc => true,
+                Traffic::Http => false,
+            };
+            if grpc {
                 return infallible(grpc::serve(&node, &peer, request_bytes_max, request).await);
             }
             infallible(crate::http::serve(&*node, &request.into_parts().0).await)
@@ -135,13 +155,13 @@ where
     });
     let connection = http2::Builder::new(LocalExecutor)
         .timer(LocalTimer)
-        .initial_stream_window_size(limits.window_bytes)
-        .initial_connection_window_size(limits.window_bytes)
-        .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(limits.header_bytes_max)
-        .max_send_buf_size(limits.send_bytes_max)
-        .keep_alive_interval(limits.keepalive_interval)
-        .keep_alive_timeout(limits.keepalive_timeout)
+        .initial_stream_window_size(settings.window_bytes)
+        .initial_connection_window_size(settings.window_bytes)
+        .max_concurrent_streams(settings.streams_max)
+        .max_header_list_size(settings.header_bytes_max)
+        .max_send_buf_size(settings.send_bytes_max)
+        .keep_alive_interval(settings.keepalive_interval)
+        .keep_alive_timeout(settings.keepalive_timeout)
         .auto_date_header(false)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
@@ -158,7 +178,7 @@ where
 async fn serve_http1<T, N>(
     io: Io<T>,
     node: Rc<N>,
-    limits: &FrontLimits,
+    settings: &FrontSettings,
     drain: &Drain,
 ) -> hyper::Result<()>
 where
@@ -171,7 +191,7 @@ where
     });
     let connection = http1::Builder::new()
         .timer(LocalTimer)
-        .header_read_timeout(limits.http1_header_timeout)
+        .header_read_timeout(settings.http1_header_timeout)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut member = drain.join();

@@ -9,6 +9,7 @@ use ringkv_engine::error::Code;
 use ringkv_raft::sequencer::Status as Consensus;
 
 use crate::convert::Header;
+use crate::lease::IdSource;
 use crate::pb::etcdserverpb::*;
 use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::*;
@@ -40,12 +41,9 @@ pub struct Node {
     pub shard: Rc<Shard>,
     /// Who and how.
     pub settings: Rc<Settings>,
-    /// What all shards share and only ever replace whole.
-    pub directory: Directory,
+    /// Ids for leases that are granted without one.
+    pub lease_ids: IdSource,
 }
-
-/// The replicated member table and alarms as of the last change, for replies and health checks.
-pub type Directory = Rc<core::cell::RefCell<std::sync::Arc<crate::seq::Registry>>>;
 
 impl Node {
     /// Header fields of this member.
@@ -94,15 +92,6 @@ impl Services for Node {
 
     async fn compact(&self, _: &Ctx, r: CompactionRequest) -> Result<CompactionResponse, Status> {
         crate::kv::compact(self, &r).await
-    }
-
-    async fn watch(
-        &self,
-        ctx: &Ctx,
-        requests: Requests<WatchRequest>,
-        replies: &Replies<WatchResponse>,
-    ) -> Result<(), Status> {
-        crate::watch::watch(self, ctx, requests, replies).await
     }
 
     async fn lease_grant(
@@ -188,8 +177,12 @@ impl Services for Node {
         request: HealthCheckRequest,
         replies: &Replies<HealthCheckResponse>,
     ) -> Result<(), Status> {
-        let unknown = HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() };
-        replies.send(&health(&request.service).unwrap_or(unknown)).await?;
+        let unknown = HealthCheckResponse {
+            status: ServingStatus::ServiceUnknown.into(),
+        };
+        replies
+            .send(&health(&request.service).unwrap_or(unknown))
+            .await?;
         // Nothing changes while the server runs; the connection's end ends this.
         core::future::pending().await
     }
@@ -197,12 +190,14 @@ impl Services for Node {
 
 fn health(service: &str) -> Option<HealthCheckResponse> {
     let known = service.is_empty() || SERVICES.contains(&service);
-    known.then(|| HealthCheckResponse { status: ServingStatus::Serving.into() })
+    known.then(|| HealthCheckResponse {
+        status: ServingStatus::Serving.into(),
+    })
 }
 
 impl Member for Node {
     fn cluster_version(&self) -> Option<String> {
-        self.directory.borrow().cluster_version.clone()
+        self.shard.registry().cluster_version.clone()
     }
 
     fn storage_version(&self) -> Option<String> {
@@ -210,8 +205,12 @@ impl Member for Node {
     }
 
     fn alarms(&self) -> Vec<AlarmMember> {
-        let registry = self.directory.borrow();
-        registry.alarms.iter().map(crate::maintenance::alarm_member).collect()
+        let registry = self.shard.registry();
+        registry
+            .alarms
+            .iter()
+            .map(crate::maintenance::alarm_member)
+            .collect()
     }
 
     fn has_leader(&self) -> bool {
@@ -219,8 +218,11 @@ impl Member for Node {
     }
 
     fn is_learner(&self) -> bool {
-        let registry = self.directory.borrow();
-        let own = registry.members.iter().find(|(id, _)| *id == self.settings.member_id);
+        let registry = self.shard.registry();
+        let own = registry
+            .members
+            .iter()
+            .find(|(id, _)| *id == self.settings.member_id);
         own.is_some_and(|(_, member)| member.learner)
     }
 
@@ -239,4 +241,3 @@ impl Member for Node {
         crate::metrics::write(self, out);
     }
 }
-

@@ -13,6 +13,7 @@ use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use glommio::{executor, spawn_local_into};
@@ -21,8 +22,9 @@ use ringkv_engine::command::{BatchWriter, Command, Envelope, Origin};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::index::Reader;
 use ringkv_engine::limits::Limits;
-use ringkv_engine::mvcc::View;
-use ringkv_engine::types::{Index, ShardId};
+use ringkv_engine::members::Member;
+use ringkv_engine::mvcc::{State, View};
+use ringkv_engine::types::{MemberId, ShardId};
 use ringkv_raft::sequencer::{Identity, LeaseAnswer, LeaseAsk, Status};
 
 /// From a shard to the sequencer.
@@ -36,6 +38,19 @@ pub enum ToSequencer {
     Lease(ShardId, u64, LeaseAsk),
     /// The shard's watchers have walked all revisions up to this one.
     Walked(ShardId, u64),
+    /// Whether the shard wants to hear of every new View.
+    Follow(ShardId, bool),
+}
+
+/// What changes rarely and every shard wants to know.
+#[derive(Debug, Default)]
+pub struct Registry {
+    /// All members, in order of ids.
+    pub members: Vec<(MemberId, Member)>,
+    /// `major.minor.patch`.
+    pub cluster_version: Option<String>,
+    /// Member and alarm type of each alarm raised.
+    pub alarms: Vec<(MemberId, i32)>,
 }
 
 /// From the sequencer to a shard: all it has for it after one turn.
@@ -43,12 +58,14 @@ pub enum ToSequencer {
 pub struct ToShard {
     /// Results by the shard's own count.
     pub results: Vec<(u64, Outcome)>,
-    /// Confirmed rounds, and the index to wait for.
-    pub reads: Vec<(u64, Index)>,
+    /// Rounds of reads that may go ahead: confirmed, applied and published.
+    pub reads: Vec<u64>,
     /// Answers about leases.
     pub leases: Vec<(u64, LeaseAnswer)>,
     /// Where consensus stands.
     pub status: Status,
+    /// The registry, when it has changed.
+    pub registry: Option<Arc<Registry>>,
 }
 
 /// How a shard reaches the sequencer: a queue on its own core, or a ring to another.
@@ -76,7 +93,11 @@ enum Slot<T> {
 impl<T> Waiting<T> {
     fn new() -> Self {
         // 0 means "nobody".
-        Self { first: 1, slots: VecDeque::new(), taken: 0 }
+        Self {
+            first: 1,
+            slots: VecDeque::new(),
+            taken: 0,
+        }
     }
 
     fn len(&self) -> usize {
@@ -89,11 +110,14 @@ impl<T> Waiting<T> {
     }
 
     fn slot(&mut self, number: u64) -> Option<&mut Slot<T>> {
-        self.slots.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+        self.slots
+            .get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
     fn fulfil(&mut self, number: u64, value: T) {
-        let Some(slot) = self.slot(number) else { return };
+        let Some(slot) = self.slot(number) else {
+            return;
+        };
         if let Slot::Waits(_, waker) = slot {
             let waker = waker.take();
             *slot = Slot::Ready(value);
@@ -144,7 +168,9 @@ impl<T> Waiting<T> {
     /// Fulfils with `value` what waits since before `second`.
     fn expire(&mut self, second: u32, mut value: impl FnMut() -> T) {
         for slot in &mut self.slots {
-            let Slot::Waits(since, waker) = slot else { continue };
+            let Slot::Waits(since, waker) = slot else {
+                continue;
+            };
             if *since >= second {
                 break;
             }
@@ -160,16 +186,15 @@ impl<T> Waiting<T> {
 /// Reads of one turn, waiting for their round.
 #[derive(Default)]
 struct Round {
-    /// Index to be applied; `None` until confirmed.
-    index: Cell<Option<Index>>,
-    failed: Cell<Option<ApiError>>,
+    ready: Cell<Option<Result<(), ApiError>>>,
     /// Second in which it opened.
     since: Cell<u32>,
     wakers: RefCell<Vec<Waker>>,
 }
 
 impl Round {
-    fn wake(&self) {
+    fn end(&self, result: Result<(), ApiError>) {
+        self.ready.set(Some(result));
         self.wakers.borrow_mut().drain(..).for_each(Waker::wake);
     }
 }
@@ -181,8 +206,6 @@ struct Rounds {
     open: VecDeque<Rc<Round>>,
     /// Whether the last of `open` may still be joined.
     joinable: bool,
-    /// Confirmed, but the index is not applied yet.
-    unapplied: Vec<Rc<Round>>,
 }
 
 /// See the module.
@@ -201,9 +224,11 @@ pub struct Shard {
     rounds: RefCell<Rounds>,
     status: Cell<Status>,
     second: Cell<u32>,
+    registry: RefCell<Arc<Registry>>,
     /// Woken whenever a new View may be there.
-    view_watchers: RefCell<Vec<Waker>>,
+    view_waiters: RefCell<Vec<Waker>>,
     view_count: Cell<u64>,
+    followers: Cell<usize>,
 }
 
 impl Shard {
@@ -232,12 +257,13 @@ impl Shard {
                 first: 1,
                 open: VecDeque::new(),
                 joinable: false,
-                unapplied: Vec::new(),
             }),
             status: Cell::default(),
             second: Cell::new(0),
-            view_watchers: RefCell::default(),
+            registry: RefCell::default(),
+            view_waiters: RefCell::default(),
             view_count: Cell::new(0),
+            followers: Cell::new(0),
         })
     }
 
@@ -247,15 +273,26 @@ impl Shard {
         self.id
     }
 
+    /// Which member, in which run.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Bounds.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Reads the newest View, for at most a millisecond or `pin_keys_max` keys.
+    /// The newest View's numbers.
     pub fn pin<R>(&self, f: impl FnOnce(&View) -> R) -> R {
-        self.reader.pin(f)
+        self.reader.pin(|view, _| f(view))
+    }
+
+    /// Reads the newest View's keys, for at most a millisecond or `pin_keys_max` keys.
+    pub fn read<R>(&self, f: impl FnOnce(&State<'_>) -> R) -> R {
+        self.reader.pin(|view, pin| f(&view.state(pin)))
     }
 
     /// Where consensus stood at the last word from the sequencer.
@@ -270,7 +307,12 @@ impl Shard {
     /// What apply said, `TooManyRequests`, `Timeout`.
     pub async fn propose(self: &Rc<Self>, command: Command<'_>) -> Result<Outcome, ApiError> {
         let count = self.submit(command)?;
-        let mut wait = Wait { shard: self, of: Shard::results, number: count, done: false };
+        let mut wait = Wait {
+            shard: self,
+            of: Shard::results,
+            number: count,
+            done: false,
+        };
         match wait.ready().await {
             Outcome::Failed(error) => Err(error),
             outcome => Ok(outcome),
@@ -292,7 +334,11 @@ impl Shard {
         }
         let count = results.open(self.second.get());
         let Identity { member, start } = self.identity;
-        let origin = Origin { member, start, sequence: Origin::sequence_of(self.id, count) };
+        let origin = Origin {
+            member,
+            start,
+            sequence: Origin::sequence_of(self.id, count),
+        };
         let full = {
             let mut batch = self.batch.borrow_mut();
             batch.push(&Envelope { origin, command });
@@ -321,7 +367,12 @@ impl Shard {
             leases.open(self.second.get())
         };
         self.port.send(ToSequencer::Lease(self.id, number, ask));
-        let mut wait = Wait { shard: self, of: Shard::leases, number, done: false };
+        let mut wait = Wait {
+            shard: self,
+            of: Shard::leases,
+            number,
+            done: false,
+        };
         match wait.ready().await {
             LeaseAnswer::Failed(error) => Err(error),
             answer => Ok(answer),
@@ -345,11 +396,8 @@ impl Shard {
         };
         self.flush_at_end_of_turn();
         poll_fn(|cx| {
-            if let Some(error) = round.failed.get() {
-                return Poll::Ready(Err(error));
-            }
-            if round.index.get().is_some_and(|index| index <= self.status.get().applied) {
-                return Poll::Ready(Ok(()));
+            if let Some(result) = round.ready.get() {
+                return Poll::Ready(result);
             }
             round.wakers.borrow_mut().push(cx.waker().clone());
             Poll::Pending
@@ -410,42 +458,46 @@ impl Shard {
         }
         self.confirm_rounds(&message.reads);
         self.view_count.set(self.view_count.get() + 1);
-        self.view_watchers.borrow_mut().drain(..).for_each(Waker::wake);
+        if let Some(registry) = message.registry {
+            self.registry.replace(registry);
+        }
+        self.view_waiters
+            .borrow_mut()
+            .drain(..)
+            .for_each(Waker::wake);
     }
 
-    fn confirm_rounds(&self, reads: &[(u64, Index)]) {
+    fn confirm_rounds(&self, reads: &[u64]) {
         let mut rounds = self.rounds.borrow_mut();
-        for &(number, index) in reads {
-            let Some(count) = (number + 1).checked_sub(rounds.first) else { continue };
+        for &number in reads {
             // A later round's confirmation covers the earlier ones.
-            for _ in 0..count.min(rounds.open.len() as u64) {
-                let round = rounds.open.pop_front().expect("counted");
+            while rounds.first <= number {
                 rounds.first += 1;
-                round.index.set(Some(index));
-                rounds.unapplied.push(round);
+                // One that has waited too long is gone already.
+                if let Some(round) = rounds.open.pop_front() {
+                    round.end(Ok(()));
+                }
             }
         }
-        let applied = self.status.get().applied;
-        rounds.unapplied.retain(|round| {
-            let ready = round.index.get().is_some_and(|index| index <= applied);
-            if ready {
-                round.wake();
-            }
-            !ready
-        });
     }
 
-    /// Waits until there may be a newer View than at the last call with `seen`.
-    pub async fn next_view(&self, seen: &mut u64) {
-        poll_fn(|cx| {
-            if self.view_count.get() != *seen {
-                *seen = self.view_count.get();
-                return Poll::Ready(());
-            }
-            self.view_watchers.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+    /// Members and alarms.
+    #[must_use]
+    pub fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.registry.borrow())
+    }
+
+    /// Hears of every new View until dropped.
+    #[must_use]
+    pub fn follow(self: &Rc<Self>) -> Follower {
+        self.followers.set(self.followers.get() + 1);
+        if self.followers.get() == 1 {
+            self.port.send(ToSequencer::Follow(self.id, true));
+        }
+        Follower {
+            shard: Rc::clone(self),
+            seen: self.view_count.get(),
+        }
     }
 
     /// To be called once a second: ends what has waited for longer than a request may.
@@ -453,13 +505,52 @@ impl Shard {
         let second = self.second.get() + 1;
         self.second.set(second);
         let oldest = second.saturating_sub(self.timeout_s);
-        self.results.borrow_mut().expire(oldest, || Outcome::Failed(ApiError::Timeout));
-        self.leases.borrow_mut().expire(oldest, || LeaseAnswer::Failed(ApiError::Timeout));
+        self.results
+            .borrow_mut()
+            .expire(oldest, || Outcome::Failed(ApiError::Timeout));
+        self.leases
+            .borrow_mut()
+            .expire(oldest, || LeaseAnswer::Failed(ApiError::Timeout));
         let rounds = self.rounds.borrow();
-        let late = rounds.open.iter().chain(&rounds.unapplied);
-        for round in late.filter(|r| r.since.get() < oldest) {
-            round.failed.set(Some(ApiError::Timeout));
-            round.wake();
+        for round in rounds.open.iter().filter(|r| r.since.get() < oldest) {
+            round.end(Err(ApiError::Timeout));
+        }
+    }
+}
+
+/// See [`Shard::follow`].
+pub struct Follower {
+    shard: Rc<Shard>,
+    seen: u64,
+}
+
+impl Follower {
+    /// Waits until there may be a newer View than at the last call.
+    pub async fn next_view(&mut self) {
+        poll_fn(|cx| {
+            let count = self.shard.view_count.get();
+            if self.seen != count {
+                self.seen = count;
+                return Poll::Ready(());
+            }
+            self.shard
+                .view_waiters
+                .borrow_mut()
+                .push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let followers = &self.shard.followers;
+        followers.set(followers.get() - 1);
+        if followers.get() == 0 {
+            self.shard
+                .port
+                .send(ToSequencer::Follow(self.shard.id, false));
         }
     }
 }

@@ -6,7 +6,7 @@
 //! [`Event`], and what it wants done comes back in [`Actions`].
 //!
 //! Back-pressure: a batch is proposed only when it fits the open frame; until then it waits in
-//! `pending`, and [`Sequencer::is_full`] tells the caller to take no more from the rings.
+//! `pending`, which is bounded by the bytes that each shard lets wait.
 //!
 //! Not here: time (it is told `now_ms`), devices, rings, who waits for a result.
 
@@ -224,12 +224,6 @@ impl Sequencer {
     #[must_use]
     pub fn wal_stats(&self) -> wal::Stats {
         self.wal.stats()
-    }
-
-    /// Whether the caller must take no more from the rings for now.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.pending.len() >= self.limits.ring_batches_max
     }
 
     /// Whether [`Event::Background`] has work to do.

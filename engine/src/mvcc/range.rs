@@ -211,24 +211,18 @@ impl RangeScan {
         let mut last = None;
         let resume = self.last.take();
         let span = self.span.clone();
-        let flow = state.tree.visit(
-            resume.as_deref(),
-            span.start(),
-            span.end(),
-            self.backward,
-            |key, meta| {
-                visited += 1;
-                self.take(state, key, meta);
-                if self.counted && self.items.len() >= self.wanted {
-                    return ControlFlow::Break(false);
-                }
-                if visited >= budget {
-                    last = Some(key.to_vec());
-                    return ControlFlow::Break(true);
-                }
-                ControlFlow::Continue(())
-            },
-        );
+        let flow = state.visit(&span, resume.as_deref(), self.backward, |key, meta| {
+            visited += 1;
+            self.take(state, key, meta);
+            if self.counted && self.items.len() >= self.wanted {
+                return ControlFlow::Break(false);
+            }
+            if visited >= budget {
+                last = Some(key.to_vec());
+                return ControlFlow::Break(true);
+            }
+            ControlFlow::Continue(())
+        });
         self.last = last;
         Ok(matches!(flow, ControlFlow::Break(true)))
     }

@@ -70,6 +70,9 @@ where
 fn accept(head: &request::Parts, peer: &Rc<Peer>) -> Result<Ctx, (StatusCode, Status)> {
     let mut ctx = Ctx::new(peer.clone());
     let mut authorization = None;
+    if !head.headers.contains_key(CONTENT_TYPE) {
+        check_content_type(&HeaderValue::from_static(""))?;
+    }
     for (name, value) in &head.headers {
         match name.as_str() {
             "content-type" => check_content_type(value)?,
