@@ -465,39 +465,38 @@ impl Scan<'_> {
         let survey = self.survey;
         let start = SEGMENT_HEADER_BYTES as u64;
         let end_lsn = end.map_or(0, |end| end.lsn);
-        let mut witness = None;
+        let mut witnessed = false;
+        // Damaged first frames by LSN: a segment that starts before the chain's end has lost one.
+        let mut damaged: Option<(Lsn, SegmentId)> = None;
         for unstarted in &survey.unstarted {
             let claims = self.claims(disk, unstarted, start)?;
-            if claims.flushed_lsn > claims.start_lsn {
-                return Err(corrupt(unstarted.file, start, "first frame is damaged"));
+            // Without a chain this is the oldest segment, kept for the sake of its flushed frames.
+            let oldest = end.is_none() && claims.start_lsn > 0 && claims.start_lsn < Lsn::MAX;
+            if claims.flushed_lsn > claims.start_lsn || oldest {
+                let found = (claims.start_lsn, unstarted.file);
+                damaged = Some(damaged.map_or(found, |other| other.min(found)));
             }
-            if claims.flushed_lsn > end_lsn {
-                witness = witness.max(Some(unstarted.salt.seq()));
-            }
+            witnessed |= claims.flushed_lsn > end_lsn;
         }
-        let Some(end) = end else { return Ok(()) };
-        if self.last.is_none() && survey.chain[end.nth].first.lsn > 0 {
-            // The oldest segment is kept for the sake of its flushed frames.
-            return Err(corrupt(end.file, end.offset, end.what));
-        }
+        let Some(end) = end else {
+            return match damaged {
+                Some((_, file)) => Err(corrupt(file, start, "first frame is damaged")),
+                None => Ok(()),
+            };
+        };
         for (nth, started) in survey.chain.iter().enumerate().skip(end.nth) {
             let offset = if nth == end.nth { end.offset } else { start };
-            let claims = self.claims(disk, &started.segment, offset)?;
-            if claims.flushed_lsn > end_lsn {
-                witness = witness.max(Some(started.segment.salt.seq()));
-            }
+            witnessed |= self.claims(disk, &started.segment, offset)?.flushed_lsn > end_lsn;
         }
-        let Some(seq) = witness else { return Ok(()) };
-        // The frame that is missing may have been the only one of a segment.
-        let here = survey.chain[end.nth].segment.salt.seq();
-        let lost = survey
-            .unstarted
-            .iter()
-            .find(|s| here < s.salt.seq() && s.salt.seq() < seq);
-        Err(match lost {
-            Some(lost) => corrupt(lost.file, start, "first frame is damaged"),
-            None => corrupt(end.file, end.offset, end.what),
-        })
+        // The same of the oldest segment with a readable first frame.
+        witnessed |= self.last.is_none() && survey.chain[end.nth].first.lsn > 0;
+        match damaged {
+            Some((lsn, file)) if lsn <= end_lsn => {
+                Err(corrupt(file, start, "first frame is damaged"))
+            }
+            _ if witnessed => Err(corrupt(end.file, end.offset, end.what)),
+            _ => Ok(()),
+        }
     }
 
     /// What the frame headers of `segment`, at or behind `offset`, say about the log.
