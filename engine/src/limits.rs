@@ -43,6 +43,12 @@ pub struct Limits {
     pub slice_keys_max: usize,
     /// Leases whose expiry is proposed in one round (etcd: 500 each 500 ms).
     pub lease_revokes_per_round_max: usize,
+    /// A checkpoint is due when the log since the last one is at least this long, bytes.
+    pub checkpoint_log_bytes_min: u64,
+    /// Leases that a new leader lets expire in one second (etcd: 750).
+    pub lease_expiries_per_second_max: u64,
+    /// Remaining TTLs in one checkpoint entry (etcd: 1000).
+    pub lease_checkpoints_per_entry_max: usize,
     /// Free WAL segment files kept for recycling; more are removed.
     pub wal_free_segments_max: usize,
 }
@@ -68,6 +74,9 @@ impl Limits {
         watch_batch_revisions_max: 1000,
         slice_keys_max: 512,
         lease_revokes_per_round_max: 500,
+        checkpoint_log_bytes_min: 256 << 20,
+        lease_expiries_per_second_max: 750,
+        lease_checkpoints_per_entry_max: 1000,
         wal_free_segments_max: 4,
     };
 
@@ -91,6 +100,9 @@ impl Limits {
         watch_batch_revisions_max: 4,
         slice_keys_max: 4,
         lease_revokes_per_round_max: 3,
+        checkpoint_log_bytes_min: 128 << 10,
+        lease_expiries_per_second_max: 5,
+        lease_checkpoints_per_entry_max: 2,
         wal_free_segments_max: 1,
     };
 }

@@ -122,6 +122,15 @@ impl PrepareSegment {
     }
 }
 
+/// Runs [`Action::RemoveSegment`], durably.
+///
+/// # Errors
+/// Any of the disk.
+pub fn remove_segment(segment: SegmentId, disk: &mut dyn Disk) -> Result<(), DiskError> {
+    remove_if_there(disk, &segment.name())?;
+    disk.flush_dir(DIR)
+}
+
 fn remove_if_there(disk: &mut dyn Disk, file: &str) -> Result<(), DiskError> {
     match disk.remove(file) {
         Err(error) if error.kind == DiskErrorKind::NotFound => Ok(()),
@@ -350,6 +359,12 @@ impl Wal {
         self.stats.records += 1;
         self.stats.payload_bytes += entry.payload.len() as u64;
         Ok(())
+    }
+
+    /// Bytes that the open frame still takes ([`frame::record_bytes`] for each record).
+    #[must_use]
+    pub fn open_room(&self) -> usize {
+        self.open.buf.capacity() - self.open.buf.len()
     }
 
     /// The hard state that the next frame carries. Set it *before* appending entries of its term.

@@ -1,1 +1,27 @@
-//! ringkv-net
+//! ringkv's server: sockets, HTTP/2 and gRPC, flags, the process frame.
+//!
+//! Calls go from here to `ringkv_raft` and `ringkv_engine`, never back. The order of the `mod`
+//! lines is the layer order, lowest first; `pb` and `wire` name each other, and so do `http` and
+//! `front`, which share the body of responses.
+
+#![forbid(unsafe_code)]
+
+pub mod log;
+
+pub mod pb;
+
+pub mod wire;
+
+pub mod service;
+
+pub mod http;
+
+pub mod front;
+
+pub mod config;
+
+pub mod probe;
+
+pub mod datadir;
+
+pub mod server;
