@@ -33,8 +33,9 @@ use super::frame::{
     FLAG_RESET, FLAG_SEAL, FrameHeader, Heading, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::live::LiveLog;
+use super::pool::{Pool, Segment};
 use super::read::{LogEntry, SegmentReader, entries};
-use super::{DIR, Found, HardState, Identity, Segment, Wal, flushed_frame};
+use super::{DIR, Found, HardState, Identity, Wal, flushed_frame};
 use crate::error::Corruption;
 use crate::io::{Disk, DiskError, SegmentId};
 use crate::limits::Limits;
@@ -166,9 +167,9 @@ pub fn recover(
     }
     let last_term = replay.last_term;
     let hard_state = last.map_or_else(HardState::default, |(header, _)| header.hard_state);
-    let found = found(survey, accepted, last, live);
+    let found = found(options, survey, accepted, last, live);
     let last_index = found.live.last_index();
-    let wal = Wal::from_found(options.limits, options.identity, options.incarnation, found);
+    let wal = Wal::from_found(options.limits, found);
     let cut = end.map(
         |End {
              file,
@@ -194,6 +195,7 @@ pub fn recover(
 
 /// The pieces from which the log goes on. `accepted` segments of the chain hold believed frames.
 fn found(
+    options: &RecoverOptions,
     survey: Survey,
     accepted: usize,
     last: Option<(FrameHeader, u32)>,
@@ -205,10 +207,19 @@ fn found(
         mut free,
         unstarted,
         chain,
-        ..
+        next_file,
+        next_seq,
     } = survey;
     free.extend(unstarted.iter().map(|segment| segment.file));
     free.extend(chain[accepted..].iter().map(|started| started.segment.file));
+    let RecoverOptions {
+        limits,
+        identity,
+        incarnation,
+        ..
+    } = options;
+    let next = (next_file, next_seq);
+    let pool = Pool::new(limits, *identity, *incarnation, free, next);
     let (lsn, chain_checksum) = last.map_or((0, 0), |(header, sum)| (header.lsn_end(), sum));
     let covered_lsn = last.map_or(0, |(header, _)| header.flushed_lsn);
     let sealed = last.is_some_and(|(header, _)| header.flags & FLAG_SEAL != 0);
@@ -217,9 +228,7 @@ fn found(
             .iter()
             .map(|started| started.segment)
             .collect(),
-        free,
-        next_file: survey.next_file,
-        next_seq: survey.next_seq,
+        pool,
         hard_state: last.map_or_else(HardState::default, |(header, _)| header.hard_state),
         chain: chain_checksum,
         lsn,
@@ -439,6 +448,14 @@ impl Scan<'_> {
                 .as_ref()
                 .is_none_or(|(last, sum)| (last.lsn_end(), *sum) == (header.lsn, header.previous));
             if !follows {
+                // What ends here now is not what ended here when this frame was written.
+                if self
+                    .last
+                    .as_ref()
+                    .is_some_and(|(last, _)| last.lsn_end() == header.lsn)
+                {
+                    return Err(corrupt(file, offset, "frame continues another log"));
+                }
                 return end("frame does not continue the chain");
             }
             if next_lsn.is_some_and(|next| header.lsn_end() > next) {
@@ -574,7 +591,6 @@ impl<'a> Replay<'a> {
             return Err("a committed entry is overwritten");
         }
         if reset {
-            self.held.clear();
             self.last_term = 0;
         }
         for entry in entries {

@@ -294,3 +294,126 @@ fn what_was_cut_stays_cut() {
         assert_eq!(recovered.last_index, index);
     }
 }
+
+/// Overwrites `file` of `target` with that of `source`.
+fn copy_file(source: &mut SimDisk, target: &mut SimDisk, file: &str) {
+    let mut buf = AlignedBuf::zeroed(LIMITS.segment_bytes as usize);
+    source.read_at(file, 0, buf.as_mut_slice()).unwrap();
+    target.write_at(file, 0, buf.as_slice()).unwrap();
+    target.flush(file).unwrap();
+}
+
+/// Two logs with a common past, one segment for each of `payloads` behind it.
+fn fork(payloads: &[&[u8]]) -> Direct {
+    let mut direct = Direct::new();
+    direct.append(1, b"common");
+    direct.submit();
+    for (index, payload) in (2..).zip(payloads) {
+        direct.reopen(index, 1);
+        direct.append(index, payload);
+        direct.submit();
+    }
+    direct
+}
+
+#[test]
+fn segments_of_another_history_are_corruption() {
+    let mut ours = fork(&[b"two", b"three"]);
+    let mut theirs = fork(&[b"zwei", b"drei"]);
+    let last = ours.frames[2].0.clone();
+    copy_file(&mut theirs.disk, &mut ours.disk, &last);
+    let found = corruption(&mut ours.disk);
+    assert_eq!(
+        (found.file, found.what),
+        (last, "frame continues another log")
+    );
+
+    // Now the boundaries do not even agree.
+    let mut ours = fork(&[&[1; 5000], b"three"]);
+    let mut theirs = fork(&[b"zwei", b"drei"]);
+    let (middle, last) = (ours.frames[1].0.clone(), ours.frames[2].0.clone());
+    copy_file(&mut theirs.disk, &mut ours.disk, &last);
+    let found = corruption(&mut ours.disk);
+    assert_eq!(
+        (found.file, found.what),
+        (middle, "the next segment begins inside this frame")
+    );
+}
+
+/// The oldest segment is kept because its frames were flushed, so its first frame was.
+#[test]
+fn damaged_first_frame_of_the_oldest_segment_is_corruption() {
+    for byte in [10, 200] {
+        let mut direct = fork(&[b"two"]);
+        let (oldest, last) = (direct.frames[0].0.clone(), direct.frames[1].0.clone());
+        assert_ne!(oldest, last);
+        // Another frame was in flight with the damaged one, so that it does not vouch for it.
+        if byte == 10 {
+            direct.reopen(9, 1);
+            direct.append(3, b"three");
+            let first = direct.wal.submit().unwrap();
+            direct.append(4, b"four");
+            let second = direct.wal.submit().unwrap();
+            direct.write(first);
+            direct.write(second);
+        }
+        let newest = direct.frames[direct.frames.len() - if byte == 10 { 2 } else { 1 }]
+            .0
+            .clone();
+        for file in direct.disk.list(DIR).unwrap() {
+            if direct.frames.iter().any(|frame| frame.0 == file) && file != newest {
+                direct.disk.remove(&file).unwrap();
+            }
+        }
+        direct.disk.flip_bit(&newest, 4096 + byte, 1);
+        let found = corruption(&mut direct.disk);
+        assert_eq!((found.file, found.offset), (newest, 4096));
+    }
+}
+
+#[test]
+fn missing_oldest_segment_is_noticed_if_its_entries_are_needed() {
+    let mut direct = sealed();
+    let oldest = direct.frames[0].0.clone();
+    direct.disk.remove(&oldest).unwrap();
+    let found = corruption(&mut direct.disk);
+    assert_eq!(
+        found.what,
+        "entries are missing between the checkpoint and the log"
+    );
+    let first = direct.wal.segments[1].salt.seq();
+    let index = direct.wal.live.last_index_in(first - 1).unwrap() + 1;
+    let (_, entries) = recover_all(&mut direct.disk, 2, index).unwrap();
+    assert_eq!(entries[0].index, index);
+}
+
+/// A file that was renamed into place by a process that died before it made the name durable.
+#[test]
+fn names_are_made_durable_before_they_are_relied_on() {
+    for seed in 0..20 {
+        let mut disk = SimDisk::new(seed, Faults::NONE);
+        let mut wal = recover_all(&mut disk, 1, 1).unwrap().0.wal;
+        disk.faults_mut().operations_left = 5;
+        wal.action().unwrap().run(&mut disk).unwrap_err();
+        disk.kill();
+        assert!(disk.list(DIR).unwrap().contains(&SegmentId(1).name()));
+        let mut direct = Direct::new();
+        (direct.disk, direct.wal) = (disk, wal);
+        let (recovered, _) = recover_all(&mut direct.disk, 2, 1).unwrap();
+        direct.wal = recovered.wal;
+        direct.wal.set_hard_state(HardState {
+            term: 1,
+            vote: 1,
+            commit: 0,
+        });
+        let action = direct.wal.action().unwrap();
+        action.run(&mut direct.disk).unwrap();
+        direct.wal.segment_ready(SegmentId(1));
+        direct.append(1, b"acknowledged");
+        let frame = direct.wal.submit().unwrap();
+        direct.disk.submit(frame);
+        direct.disk.complete().unwrap().result.unwrap();
+        direct.disk.crash();
+        assert_eq!(direct.reopen(3, 1).len(), 1);
+    }
+}
