@@ -631,3 +631,44 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(first_index: Index, record_count: u32, commit: Index, flags: u16) -> FrameHeader {
+        FrameHeader {
+            flags,
+            record_count,
+            lsn: 0,
+            frame_bytes: 4096,
+            payload_bytes: 0,
+            flushed_lsn: 0,
+            first_index,
+            hard_state: HardState {
+                term: 1,
+                vote: 0,
+                commit,
+            },
+            offset: 4096,
+            previous: 0,
+            records_checksum: 0,
+        }
+    }
+
+    #[test]
+    fn frames_that_contradict_the_log_are_refused() {
+        let mut on_entry = |_| {};
+        let mut replay = Replay::new(1, &mut on_entry);
+        let none = || core::iter::empty();
+        replay.frame(&header(5, 3, 6, 0), true, none()).unwrap();
+        replay.frame(&header(7, 1, 6, 0), false, none()).unwrap();
+        let overwrite = replay.frame(&header(6, 1, 6, 0), false, none());
+        assert_eq!(overwrite, Err("a committed entry is overwritten"));
+        let gap = replay.frame(&header(9, 1, 6, 0), false, none());
+        assert_eq!(gap, Err("entries are missing between two frames"));
+        replay
+            .frame(&header(9, 1, 6, FLAG_RESET), false, none())
+            .unwrap();
+    }
+}

@@ -355,6 +355,10 @@ impl Life {
             start
         };
         let state = self.check(&recovered, &entries, start)?;
+        let stats = recovered.wal.stats();
+        if stats.segments + stats.free_segments != self.disk.list(DIR).unwrap().len() {
+            return Err(format!("files are forgotten: {stats:?}"));
+        }
         self.runs += 1;
         self.go_on(recovered, state);
         Ok(())

@@ -417,3 +417,48 @@ fn names_are_made_durable_before_they_are_relied_on() {
         assert_eq!(direct.reopen(3, 1).len(), 1);
     }
 }
+
+/// Three frames in flight at once, of which none vouches for another; the third is alone in the second
+/// segment.
+fn three_in_flight() -> Direct {
+    let mut direct = Direct::new();
+    let payload = vec![5; Wal::payload_bytes_max(&LIMITS)];
+    let mut frames = Vec::new();
+    for index in 1..=3 {
+        direct.append(index, &payload);
+        frames.push(direct.wal.submit().unwrap());
+        direct.chores();
+    }
+    for frame in frames {
+        direct.write(frame);
+    }
+    assert_ne!(direct.frames[1].0, direct.frames[2].0);
+    direct
+}
+
+#[test]
+fn oldest_frame_needs_nobody_to_vouch_for_it() {
+    let mut direct = three_in_flight();
+    let (file, offset, _) = direct.frames[2].clone();
+    direct.disk.remove(&direct.frames[0].0.clone()).unwrap();
+    direct.disk.flip_bit(&file, offset + 500, 1);
+    let found = corruption(&mut direct.disk);
+    assert_eq!((found.file, found.offset), (file, offset));
+}
+
+#[test]
+fn frame_behind_a_damaged_one_vouches_for_what_is_missing_before_both() {
+    let mut direct = fork(&[b"two"]);
+    direct.reopen(9, 1);
+    direct.append(3, b"three");
+    let first = direct.wal.submit().unwrap();
+    direct.append(4, b"four");
+    let second = direct.wal.submit().unwrap();
+    direct.write(first);
+    direct.write(second);
+    let (missing, damaged) = (direct.frames[1].0.clone(), direct.frames[2].0.clone());
+    direct.disk.remove(&missing).unwrap();
+    direct.disk.flip_bit(&damaged, 4096 + 20, 1);
+    // Reported where the chain breaks.
+    assert_eq!(corruption(&mut direct.disk).file, direct.frames[0].0);
+}
