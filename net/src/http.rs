@@ -241,3 +241,174 @@ impl<'a> Query<'a> {
         self.pairs().find(|pair| pair.0 == name).map(|pair| pair.1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::cell::RefCell;
+    use core::pin::pin;
+    use core::task::{Context, Poll, Waker};
+
+    use ringkv_engine::error::ApiError;
+
+    use super::*;
+    use crate::pb::etcdserverpb::AlarmMember;
+    use crate::wire::Status;
+
+    #[derive(Default)]
+    struct Sick {
+        alarms: Vec<AlarmType>,
+        leaderless: bool,
+        learner: bool,
+        unreadable: bool,
+        counted: RefCell<Vec<(&'static str, &'static str, bool)>>,
+    }
+
+    impl Member for Sick {
+        fn cluster_version(&self) -> Option<String> {
+            None
+        }
+        fn storage_version(&self) -> Option<String> {
+            None
+        }
+        fn alarms(&self) -> Vec<AlarmMember> {
+            let raised = self.alarms.iter();
+            raised
+                .map(|&alarm| AlarmMember {
+                    member_id: 1,
+                    alarm: alarm as i32,
+                })
+                .collect()
+        }
+        fn has_leader(&self) -> bool {
+            !self.leaderless
+        }
+        fn is_learner(&self) -> bool {
+            self.learner
+        }
+        async fn probe_read(&self, serializable: bool) -> Result<(), Status> {
+            let fails = self.unreadable || (self.leaderless && !serializable);
+            if fails {
+                Err(ApiError::Timeout.into())
+            } else {
+                Ok(())
+            }
+        }
+        fn health_checked(&self, kind: &'static str, check: &'static str, passed: bool) {
+            self.counted.borrow_mut().push((kind, check, passed));
+        }
+        fn write_metrics(&self, _out: &mut String) {}
+    }
+
+    /// Code and body of a GET.
+    fn get(member: &Sick, target: &str) -> (u16, String) {
+        let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
+        match pin!(serve(member, &head)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) => {
+                let code = response.status().as_u16();
+                let Body::Whole { bytes, .. } = response.into_body() else {
+                    panic!("a plain answer is one piece")
+                };
+                (
+                    code,
+                    String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap(),
+                )
+            }
+            Poll::Pending => panic!("nothing to wait for"),
+        }
+    }
+
+    fn unhealthy(reason: &str) -> (u16, String) {
+        (
+            503,
+            format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"),
+        )
+    }
+
+    fn healthy() -> (u16, String) {
+        (200, r#"{"health":"true","reason":""}"#.to_owned())
+    }
+
+    #[test]
+    fn alarms_make_a_member_unhealthy_unless_excluded() {
+        let member = Sick {
+            alarms: vec![AlarmType::Nospace],
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/health"), unhealthy("ALARM NOSPACE"));
+        assert_eq!(
+            get(&member, "/health?exclude=CORRUPT"),
+            unhealthy("ALARM NOSPACE")
+        );
+        assert_eq!(
+            get(&member, "/health?exclude=CORRUPT&exclude=NOSPACE"),
+            healthy()
+        );
+        let alarms = vec![AlarmType::Nospace, AlarmType::Corrupt];
+        let member = Sick {
+            alarms,
+            ..Sick::default()
+        };
+        assert_eq!(
+            get(&member, "/health?exclude=NOSPACE"),
+            unhealthy("ALARM CORRUPT")
+        );
+        let report = "[-]data_corruption failed: alarm activated: CORRUPT\n\n";
+        assert_eq!(
+            get(&member, "/readyz/data_corruption"),
+            (503, report.to_owned())
+        );
+        assert_eq!(get(&member, "/livez"), (200, "ok\n".to_owned()));
+    }
+
+    #[test]
+    fn without_a_leader_only_serializable_reads_are_healthy() {
+        let member = Sick {
+            leaderless: true,
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/health"), unhealthy("RAFT NO LEADER"));
+        assert_eq!(get(&member, "/health?serializable=true"), healthy());
+        let failed = "[-]linearizable_read failed: etcdserver: request timed out\n";
+        let report = format!(
+            "[+]data_corruption ok\n[+]serializable_read ok\n{failed}[+]non_learner ok\n\n"
+        );
+        assert_eq!(get(&member, "/readyz"), (503, report));
+        assert_eq!(get(&member, "/readyz?exclude=linearizable_read").0, 200);
+    }
+
+    #[test]
+    fn a_failed_read_is_named() {
+        let member = Sick {
+            unreadable: true,
+            ..Sick::default()
+        };
+        let reason = "RANGE ERROR:etcdserver: request timed out";
+        assert_eq!(get(&member, "/health"), unhealthy(reason));
+        assert_eq!(get(&member, "/livez").0, 503);
+        let counted = member.counted.borrow();
+        assert_eq!(
+            *counted,
+            [("health", "", false), ("livez", "serializable_read", false)]
+        );
+    }
+
+    #[test]
+    fn a_learner_is_alive_but_not_ready() {
+        let member = Sick {
+            learner: true,
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/livez").0, 200);
+        let report = "[-]non_learner failed: not supported for learner\n\n";
+        assert_eq!(
+            get(&member, "/readyz/non_learner"),
+            (503, report.to_owned())
+        );
+    }
+
+    #[test]
+    fn versions_that_are_not_known_are_said_as_etcd_does() {
+        let body = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"unknown"}"#;
+        assert_eq!(get(&Sick::default(), "/version"), (200, body.to_owned()));
+    }
+}

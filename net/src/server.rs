@@ -31,6 +31,8 @@ use crate::wire::Status;
 use ringkv_engine::error::ApiError;
 use ringkv_engine::limits::Limits;
 
+/// A few turns of an executor's ring.
+const RING_TURN: Duration = Duration::from_millis(2);
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause after a failed accept: usually the process is out of files.
@@ -243,12 +245,19 @@ async fn run_shard(
     let _ = listening.send(Ok(()));
     // An error means that the main thread is gone, which is as good as a signal.
     let _ = stopped.await;
-    for task in accepting {
-        task.cancel().await;
-    }
+    close_listeners(accepting).await;
     if !drain.finish(DRAIN_PATIENCE).await {
         log::warn!("connections were cut at shutdown", "count" => drain.open_count());
     }
+}
+
+/// Cancels accept tasks and waits until the kernel has closed their sockets too.
+pub async fn close_listeners(accepting: Vec<Task<()>>) {
+    for task in accepting {
+        task.cancel().await;
+    }
+    // The ring holds a socket until the cancelled poll has gone through it.
+    glommio::timer::sleep(RING_TURN).await;
 }
 
 /// Accepts connections until cancelled, each served by a task of its own on this shard.
