@@ -22,7 +22,7 @@ fn main() {
         .spawn(|| async move {
             let listener = TcpListener::bind(&address).expect("a free address");
             let node = Rc::new(echo::Echo::new(mpsc::channel().0));
-            accept(listener, node, FrontSettings::DEFAULT, Drain::default()).await;
+            accept(listener, node, FrontSettings::default(), Drain::default()).await;
         })
         .expect("an executor");
     shard.join().expect("a shard that ends without a panic");

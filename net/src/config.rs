@@ -80,6 +80,10 @@ pub struct Config {
     pub pre_vote: bool,
     pub auto_compaction: AutoCompaction,
     pub max_learners: i64,
+    /// Origins, `*` for all.
+    pub cors: Vec<String>,
+    /// Host names, `*` for all.
+    pub host_whitelist: Vec<String>,
     /// `--metrics=extensive`.
     pub extensive_metrics: bool,
     pub log_level: log::Level,
@@ -369,7 +373,8 @@ impl Settings {
     }
 
     fn list(&self, name: &str) -> Vec<String> {
-        self.text(name).split(',').map(str::to_owned).collect()
+        let words = self.text(name).split(',').filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
     }
 
     fn config(&self) -> Result<Config, String> {
@@ -417,6 +422,8 @@ impl Settings {
             pre_vote: self.bool("pre-vote"),
             auto_compaction: self.auto_compaction()?,
             max_learners: self.number("max-learners"),
+            cors: self.list("cors"),
+            host_whitelist: self.list("host-whitelist"),
             extensive_metrics: self.text("metrics") == "extensive",
             log_level: self.log_level()?,
             log_format: self.log_format()?,

@@ -14,6 +14,10 @@ use crate::log;
 use crate::pb::etcdserverpb::AlarmType;
 use crate::service::Member;
 
+mod access;
+
+pub use access::Access;
+
 /// The etcd version whose API this server speaks.
 pub const ETCD_VERSION: &str = "3.7.1";
 
@@ -63,8 +67,26 @@ impl Check {
     }
 }
 
-/// Answers a request that is not gRPC.
-pub async fn serve(member: &impl Member, head: &request::Parts) -> Response<Body> {
+/// Answers a request that is not gRPC, if `access` lets it.
+pub async fn serve(member: &impl Member, access: &Access, head: &request::Parts) -> Response<Body> {
+    if let Some(host) = access.refused_host(head) {
+        log::warn!("rejecting HTTP request to prevent DNS rebinding attacks", "host" => host);
+        return go_error(
+            StatusCode::MISDIRECTED_REQUEST,
+            &access::rebinding_text(host),
+        );
+    }
+    let mut response = match (&head.method, head.uri.path()) {
+        (&Method::OPTIONS, _) => Response::new(Body::EMPTY),
+        (_, "/version") => only_get(head, async { version(member) }).await,
+        (_, _) => observe(member, head).await,
+    };
+    access.allow_origin(&head.headers, response.headers_mut());
+    response
+}
+
+/// Answers a request on a port for metrics and health alone, which everybody may use.
+pub async fn observe(member: &impl Member, head: &request::Parts) -> Response<Body> {
     let query = Query(head.uri.query().unwrap_or_default());
     let path = head.uri.path();
     let known = |checks: &'static [Check], prefix: &str| {
@@ -85,7 +107,6 @@ pub async fn serve(member: &impl Member, head: &request::Parts) -> Response<Body
         return only_get(head, checked(member, "readyz", path, checks, &query)).await;
     }
     match path {
-        "/version" => only_get(head, async { version(member) }).await,
         "/health" => only_get(head, health(member, &query)).await,
         "/metrics" => metrics(member),
         _ => go_error(StatusCode::NOT_FOUND, "404 page not found"),
@@ -302,17 +323,20 @@ mod tests {
     /// Code and body of a GET.
     fn get(member: &Sick, target: &str) -> (u16, String) {
         let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
-        match pin!(serve(member, &head)).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(response) => {
-                let code = response.status().as_u16();
-                let Body::Whole { bytes, .. } = response.into_body() else {
-                    panic!("a plain answer is one piece")
-                };
-                (
-                    code,
-                    String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap(),
-                )
-            }
+        let response = answer(member, &Access::default(), &head);
+        let code = response.status().as_u16();
+        let Body::Whole { bytes, .. } = response.into_body() else {
+            panic!("a plain answer is one piece")
+        };
+        (
+            code,
+            String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap(),
+        )
+    }
+
+    fn answer(member: &Sick, access: &Access, head: &request::Parts) -> Response<Body> {
+        match pin!(serve(member, access, head)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) => response,
             Poll::Pending => panic!("nothing to wait for"),
         }
     }
@@ -410,5 +434,46 @@ mod tests {
     fn versions_that_are_not_known_are_said_as_etcd_does() {
         let body = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"unknown"}"#;
         assert_eq!(get(&Sick::default(), "/version"), (200, body.to_owned()));
+    }
+
+    #[test]
+    fn browsers_are_told_which_origins_may_call() {
+        let ask = |origins: &[&str], origin: &'static str| {
+            let request = http::Request::builder().method("OPTIONS").uri("/health");
+            let (head, ()) = request
+                .header("origin", origin)
+                .body(())
+                .unwrap()
+                .into_parts();
+            let origins = origins.iter().map(ToString::to_string).collect();
+            let access = Access {
+                origins,
+                ..Access::default()
+            };
+            let response = answer(&Sick::default(), &access, &head);
+            assert_eq!(response.status(), 200);
+            let allowed = response.headers().get("access-control-allow-origin");
+            allowed.map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(ask(&[], "http://a").as_deref(), Some("*"));
+        assert_eq!(ask(&["*"], "http://a").as_deref(), Some("*"));
+        assert_eq!(ask(&["http://a"], "http://a").as_deref(), Some("http://a"));
+        assert_eq!(ask(&["http://a"], "http://b"), None);
+    }
+
+    #[test]
+    fn hosts_that_are_not_on_the_whitelist_are_refused() {
+        let ask = |host: &'static str| {
+            let request = http::Request::get("/version").header("host", host);
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            let access = Access {
+                hosts: vec!["a.test".to_owned()],
+                ..Access::default()
+            };
+            answer(&Sick::default(), &access, &head).status().as_u16()
+        };
+        assert_eq!(ask("a.test:2379"), 200);
+        assert_eq!(ask("a.test"), 200);
+        assert_eq!(ask("b.test"), 421);
     }
 }

@@ -10,6 +10,7 @@ use core::time::Duration;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::available_parallelism;
 
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::config::value::Url;
 use crate::datadir::DataDir;
 use crate::front::{Drain, FrontSettings, Traffic, serve_connection};
+use crate::http::Access;
 use crate::log;
 use crate::pb::etcdserverpb::AlarmMember;
 use crate::service::{Member, Services};
@@ -108,6 +110,7 @@ impl Port {
             Traffic::Both => "grpc+http",
             Traffic::Grpc => "grpc",
             Traffic::Http => "http",
+            Traffic::Metrics => "metrics",
         }
     }
 
@@ -174,7 +177,10 @@ fn start_shards(config: &Config, ports: &[Port]) -> Result<Vec<Shard>, String> {
         let (ports, listening) = (ports.to_vec(), listening.clone());
         let handle = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{id}"))
-            .spawn(move || run_shard(ports, settings, listening, stopped))
+            .spawn({
+                let settings = settings.clone();
+                move || run_shard(ports, settings, listening, stopped)
+            })
             .map_err(|error| format!("cannot start shard {id}: {error}"))?;
         shards.push((stop, handle));
     }
@@ -203,7 +209,12 @@ fn stop_shards(shards: Vec<Shard>) -> Result<(), String> {
 
 fn front_settings(config: &Config) -> FrontSettings {
     let request_bytes = usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX);
+    let defaults = FrontSettings::default();
     FrontSettings {
+        access: Arc::new(Access {
+            origins: config.cors.clone(),
+            hosts: config.host_whitelist.clone(),
+        }),
         request_bytes_max: request_bytes.saturating_add(Limits::PRODUCTION.grpc_overhead_bytes),
         streams_max: config.max_concurrent_streams,
         keepalive_interval: config.grpc_keepalive_interval.filter(|_| {
@@ -212,8 +223,8 @@ fn front_settings(config: &Config) -> FrontSettings {
         }),
         keepalive_timeout: config
             .grpc_keepalive_timeout
-            .unwrap_or(FrontSettings::DEFAULT.keepalive_timeout),
-        ..FrontSettings::DEFAULT
+            .unwrap_or(defaults.keepalive_timeout),
+        ..defaults
     }
 }
 
@@ -236,7 +247,7 @@ async fn run_shard(
         };
         let settings = FrontSettings {
             traffic: port.traffic,
-            ..settings
+            ..settings.clone()
         };
         let accept = accept(listener, node.clone(), settings, drain.clone());
         accepting.push(glommio::spawn_local(accept));
@@ -267,9 +278,10 @@ pub async fn accept<N: Services + Member>(
     settings: FrontSettings,
     drain: Drain,
 ) {
+    let settings = Rc::new(settings);
     loop {
         match listener.accept().await {
-            Ok(stream) => spawn_connection(stream, node.clone(), settings, drain.clone()),
+            Ok(stream) => spawn_connection(stream, node.clone(), settings.clone(), drain.clone()),
             Err(error) => {
                 log::warn!("cannot accept a connection", "error" => error.to_string());
                 glommio::timer::sleep(ACCEPT_PAUSE).await;
@@ -281,7 +293,7 @@ pub async fn accept<N: Services + Member>(
 fn spawn_connection<N: Services + Member>(
     stream: TcpStream,
     node: Rc<N>,
-    settings: FrontSettings,
+    settings: Rc<FrontSettings>,
     drain: Drain,
 ) {
     // A connection that was reset before it was accepted has no address and no future.

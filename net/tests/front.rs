@@ -48,7 +48,7 @@ impl Server {
                 let accepting = glommio::spawn_local(accept(
                     listener,
                     node,
-                    FrontSettings::DEFAULT,
+                    FrontSettings::default(),
                     drain.clone(),
                 ));
                 let _ = stopped.await;

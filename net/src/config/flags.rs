@@ -227,8 +227,8 @@ pub const FLAGS: &[Flag] = &[
     flag(Security, Refused, Text, "peer-crl-file", "", "Revoked peer certificates."),
     flag(Security, Refused, Bool, "peer-skip-client-san-verification", "false", "Do not compare a peer's address with its certificate."),
     flag(Security, Ignored, List, "cipher-suites", "", "TLS cipher suites."),
-    flag(Security, Ignored, List, "cors", "*", "Origins that browsers may call from."),
-    flag(Security, Refused, List, "host-whitelist", "*", "Host names that HTTP clients may use if the server has no TLS."),
+    flag(Security, Supported, List, "cors", "*", "Origins that browsers may call from."),
+    flag(Security, Supported, List, "host-whitelist", "*", "Host names that HTTP clients may use if the server has no TLS."),
     flag(Security, Ignored, Text, "tls-min-version", "TLS1.2", "Least TLS version: TLS1.2 or TLS1.3."),
     flag(Security, Ignored, Text, "tls-max-version", "", "Highest TLS version: TLS1.2 or TLS1.3."),
 

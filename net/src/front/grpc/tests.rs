@@ -276,3 +276,14 @@ fn timeouts_are_read_as_the_protocol_says() {
         assert!(parse(bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_call_is_small_enough_to_be_moved() {
+    let request = http::Request::post("/")
+        .body(Pieces(VecDeque::new()))
+        .unwrap();
+    let (services, peer) = (Rc::new(Echo), Peer::new(""));
+    let call = serve(&services, &peer, 9, request);
+    let bytes = size_of_val(&call);
+    assert!(bytes <= 2048, "{bytes} bytes");
+}
