@@ -29,6 +29,7 @@ use crate::service::{Member, Peer, Services};
 
 mod body;
 mod grpc;
+mod gzip;
 mod rt;
 
 pub use body::Body;

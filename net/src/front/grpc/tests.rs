@@ -199,9 +199,9 @@ fn refusals_have_grpc_gos_codes_and_texts() {
     let message = "grpc: received message larger than max (101 vs. 100)";
     assert_refused(&call(put_path, &[], &[&prefix_only]), 200, "8", message);
 
-    let message = "grpc: Decompressor is not installed for grpc-encoding \"gzip\"";
+    let message = "grpc: Decompressor is not installed for grpc-encoding \"snappy\"";
     assert_refused(
-        &call(put_path, &[("grpc-encoding", "gzip")], &[&put("k")]),
+        &call(put_path, &[("grpc-encoding", "snappy")], &[&put("k")]),
         200,
         "12",
         message,
