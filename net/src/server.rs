@@ -290,7 +290,8 @@ pub async fn accept<N: Services + Member>(
     }
 }
 
-fn spawn_connection<N: Services + Member>(
+/// Serves a connection by a task of its own on this shard, wherever it was accepted.
+pub fn spawn_connection<N: Services + Member>(
     stream: TcpStream,
     node: Rc<N>,
     settings: Rc<FrontSettings>,
