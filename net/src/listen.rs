@@ -9,6 +9,7 @@ use core::time::Duration;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
@@ -22,6 +23,9 @@ use crate::service::{Member, Services};
 
 /// Pause after a failed accept: usually the process is out of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a killed server's listeners may stay.
+const GHOST_PATIENCE: Duration = Duration::from_secs(2);
+const GHOST_PAUSE: Duration = Duration::from_millis(5);
 /// Connections that stay on the sequencer's core before others get any.
 const FEW_CONNECTIONS: usize = 4;
 
@@ -59,6 +63,7 @@ impl Port {
             Traffic::Both => "grpc+http",
             Traffic::Grpc => "grpc",
             Traffic::Http => "http",
+            Traffic::Metrics => "metrics",
         }
     }
 
@@ -66,7 +71,7 @@ impl Port {
     ///
     /// # Errors
     /// Go's text.
-    pub fn refuse_if_taken(&self) -> Result<(), String> {
+    fn refuse_if_taken(&self) -> Result<(), String> {
         let family = if self.address.is_ipv4() {
             AddressFamily::INET
         } else {
@@ -91,6 +96,31 @@ impl Port {
         };
         format!("listen tcp {}: bind: {reason}", self.address)
     }
+}
+
+/// Makes sure that nobody listens on any of `ports`.
+///
+/// With io_uring the listener of a killed process outlives it by some milliseconds: after a crash of
+/// this directory's last server they are waited for.
+///
+/// # Errors
+/// Go's text for the first that is taken.
+pub fn refuse_if_taken(ports: &[Port], after_crash: bool) -> Result<(), String> {
+    let patience = if after_crash {
+        GHOST_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let start = Instant::now();
+    for port in ports {
+        while let Err(error) = port.refuse_if_taken() {
+            if start.elapsed() >= patience {
+                return Err(error);
+            }
+            std::thread::sleep(GHOST_PAUSE);
+        }
+    }
+    Ok(())
 }
 
 /// All addresses that the flags name.
@@ -144,10 +174,10 @@ impl<N: Services + Member> Connections<N> {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let settings = FrontSettings {
+        let settings = Rc::new(FrontSettings {
             traffic,
-            ..self.settings
-        };
+            ..self.settings.clone()
+        });
         let (node, drain) = (Rc::clone(&self.node), self.drain.clone());
         let counted = Counted::new(&self.loads, self.shard);
         let task = async move {

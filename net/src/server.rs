@@ -10,7 +10,7 @@ use core::time::Duration;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::available_parallelism;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::datadir::DataDir;
 use crate::disk::{FrameWriter, SyncMode, probe_sync_mode};
 use crate::front::{Drain, FrontSettings};
+use crate::http::Access;
 use crate::launch::{Launched, launch};
 use crate::lease::IdSource;
 use crate::listen::{self, Accepted, Connections, Loads, Port};
@@ -41,6 +42,8 @@ use crate::node::{Node, Settings};
 use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
 
+/// A few turns of an executor's ring.
+const RING_TURN: Duration = Duration::from_millis(2);
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// Side threads of the sequencer's executor: log segments, and checkpoints beside them.
@@ -71,7 +74,7 @@ fn serve(config: &Config) -> Result<(), String> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let ports = listen::ports(config)?;
     if !config.socket_reuse_port {
-        ports.iter().try_for_each(Port::refuse_if_taken)?;
+        listen::refuse_if_taken(&ports, data_dir.had_crashed())?;
     }
     let limits = Limits::PRODUCTION;
     let launched = launch(config, data_dir.path(), limits)?;
@@ -181,7 +184,7 @@ impl Common {
         };
         Rc::new(Connections {
             node: Rc::new(node),
-            settings: self.front,
+            settings: self.front.clone(),
             drain: Drain::default(),
             loads: self.loads.clone(),
             shard: id,
@@ -317,7 +320,12 @@ fn settings(config: &Config, launched: &Launched) -> Settings {
 
 fn front_settings(config: &Config) -> FrontSettings {
     let request_bytes = usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX);
+    let defaults = FrontSettings::default();
     FrontSettings {
+        access: Arc::new(Access {
+            origins: config.cors.clone(),
+            hosts: config.host_whitelist.clone(),
+        }),
         request_bytes_max: request_bytes.saturating_add(Limits::PRODUCTION.grpc_overhead_bytes),
         streams_max: config.max_concurrent_streams,
         keepalive_interval: config.grpc_keepalive_interval.filter(|_| {
@@ -326,8 +334,8 @@ fn front_settings(config: &Config) -> FrontSettings {
         }),
         keepalive_timeout: config
             .grpc_keepalive_timeout
-            .unwrap_or(FrontSettings::DEFAULT.keepalive_timeout),
-        ..FrontSettings::DEFAULT
+            .unwrap_or(defaults.keepalive_timeout),
+        ..defaults
     }
 }
 
@@ -418,11 +426,18 @@ async fn run_home(
     }
     let _ = ready.send(Ok(()));
     let _ = stop.await;
+    close_listeners(accepting).await;
+    drain_now(&connections.drain).await;
+    let _ = end.await;
+}
+
+/// Cancels accept tasks and waits until the kernel has closed their sockets too.
+async fn close_listeners(accepting: Vec<Task<()>>) {
     for task in accepting {
         task.cancel().await;
     }
-    drain_now(&connections.drain).await;
-    let _ = end.await;
+    // The ring holds a socket until the cancelled poll has gone through it.
+    glommio::timer::sleep(RING_TURN).await;
 }
 
 /// Tells the cluster this member's name and URLs, and a new cluster its version.
