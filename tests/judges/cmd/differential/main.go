@@ -6,7 +6,9 @@ package main
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +43,7 @@ func main() {
 	flag.StringVar(&o.mutants, "mutant", "", "alter answers: a mutant's name, or all")
 	flag.Int64Var(&o.every, "mutant-every", 20, "alter one answer in N")
 	flag.BoolVar(&o.fsync, "fsync", false, "let the servers flush (default: --unsafe-no-fsync)")
-	flag.BoolVar(&o.verbose, "v", false, "say how long each seed took")
+	flag.BoolVar(&o.verbose, "v", false, "say how long each seed took and what it met")
 	flag.IntVar(&o.ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
 	flag.Parse()
 	if o.server == "" {
@@ -115,10 +117,11 @@ func (o *options) judgeMutants(table *report.Table) {
 	}
 }
 
-// run judges one seed on fresh servers. Each third seed lowers --max-txn-ops, each fourth has big values.
+// run judges one seed on fresh servers. Some seeds lower --max-txn-ops, have big values,
+// or attach leases whose ids the servers chose.
 func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	g := gen.New(seed)
-	g.Big = seed%4 == 0
+	g.Big, g.AttachChosen = seed%4 == 0, seed%2 == 1
 	var flags []string
 	if seed%3 == 0 {
 		g.MaxTxnOps = 5
@@ -140,7 +143,13 @@ func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	for name := range strings.SplitSeq(o.skip, ",") {
 		run.Skip[name] = true
 	}
-	return run.Ops(o.ops)
+	err = run.Ops(o.ops)
+	if o.verbose && extra == nil {
+		for _, what := range slices.Sorted(maps.Keys(run.Met)) {
+			fmt.Printf("  %7d %s\n", run.Met[what], what)
+		}
+	}
+	return err
 }
 
 // start runs both servers on fresh data dirs; stop ends them and removes the dirs.

@@ -18,8 +18,6 @@ type State struct {
 	// Leases are ids known to live or to have lived, Chosen those among them the server chose.
 	Leases []int64
 	Chosen map[int64]bool
-	// ChosenAttached says that a key has carried a chosen lease: hashes then differ by right.
-	ChosenAttached bool
 }
 
 // Gen is one seeded source.
@@ -28,6 +26,8 @@ type Gen struct {
 	State
 	// MaxTxnOps is the servers' limit, drawn around.
 	MaxTxnOps int
+	// AttachChosen lets keys carry chosen leases: hashes of the store then differ by right.
+	AttachChosen bool
 	// Big makes values of hundreds of KiB likely enough for fragmented watches.
 	Big bool
 }
@@ -152,7 +152,11 @@ func (g *Gen) Lease() int64 {
 	case g.One(12) || len(g.Leases) == 0:
 		return Pick[int64](g, 999_999, -7)
 	}
-	return Pick(g, g.Leases...)
+	id := Pick(g, g.Leases...)
+	if g.Chosen[id] && !g.AttachChosen {
+		return 0
+	}
+	return id
 }
 
 // Range draws every option of a range.
@@ -192,9 +196,6 @@ func (g *Gen) Put() *pb.PutRequest {
 		if !g.One(6) {
 			r.Lease = 0
 		}
-	}
-	if g.Chosen[r.Lease] {
-		g.ChosenAttached = true
 	}
 	return r
 }

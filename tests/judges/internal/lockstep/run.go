@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"ringkv.dev/judges/internal/gen"
@@ -21,6 +22,8 @@ type Run struct {
 	*gen.Gen
 	// Skip names steps that are not drawn.
 	Skip map[string]bool
+	// Met counts answers by request and error, and compared watch events: proof that a seed reached things.
+	Met map[string]int
 
 	recent  []fmt.Stringer
 	done    int
@@ -44,7 +47,7 @@ func NewRun(p *Pair, g *gen.Gen) (*Run, error) {
 		cancel()
 		return nil, err
 	}
-	r := &Run{Pair: p, Gen: g, oracle: newInbox(), cancel: cancel}
+	r := &Run{Pair: p, Gen: g, oracle: newInbox(), cancel: cancel, Met: map[string]int{}}
 	go r.oracle.receive(stream)
 	if a := r.oracle.nextControl(); a.Err != nil {
 		cancel()
@@ -66,7 +69,7 @@ func (r *Run) Ops(n int) error {
 		return r.explain(err)
 	}
 	for _, s := range r.streams {
-		s.Close()
+		r.close(s)
 	}
 	return nil
 }
@@ -175,11 +178,17 @@ func (r *Run) unary(method string, req, empty proto.Message) error {
 func (r *Run) ask(method string, req, empty proto.Message) (Answer, error) {
 	r.note(request{r.done, req})
 	a, err := r.Unary(method, req, func() proto.Message { return empty.ProtoReflect().New().Interface() })
-	r.learn(a)
+	r.meet(req, a)
 	return a, err
 }
 
-func (r *Run) learn(a Answer) {
+// meet counts stock's answer and takes the revision from it.
+func (r *Run) meet(req proto.Message, a Answer) {
+	what := string(req.ProtoReflect().Descriptor().Name())
+	if a.Err != nil {
+		what += ": " + status.Convert(a.Err).Message()
+	}
+	r.Met[what]++
 	if m, ok := a.Msg.(interface{ GetHeader() *pb.ResponseHeader }); ok {
 		r.Revision = max(r.Revision, m.GetHeader().GetRevision())
 	}
@@ -192,7 +201,11 @@ func (r *Run) rangeStream() error {
 		req.MinModRevision, req.MaxModRevision, req.MinCreateRevision, req.MaxCreateRevision = 0, 0, 0, 0
 	}
 	r.note(request{r.done, req})
-	_, err := r.RangeStream(req)
+	a, err := r.RangeStream(req)
+	r.Met["RangeStream"]++
+	if a.Err != nil {
+		r.Met["RangeStream: "+status.Convert(a.Err).Message()]++
+	}
 	return err
 }
 
@@ -229,6 +242,7 @@ func (r *Run) leaseGrant() error {
 		r.Chosen[ours] = true
 	}
 	a, err := r.compare(stock, server)
+	r.meet(req, a)
 	if err == nil && a.Err == nil {
 		r.Gen.Leases = append(r.Gen.Leases, a.Msg.(*pb.LeaseGrantResponse).ID)
 	}
@@ -262,9 +276,9 @@ func (r *Run) leaseTTL() error {
 	return r.unary(pb.Lease_LeaseTimeToLive_FullMethodName, req, new(pb.LeaseTimeToLiveResponse))
 }
 
-// hashKV is asked as long as no key has carried an id that the servers chose each for itself.
+// hashKV is asked where no key carries an id that the servers chose each for itself.
 func (r *Run) hashKV() error {
-	if r.ChosenAttached {
+	if r.AttachChosen {
 		return nil
 	}
 	return r.unary(pb.Maintenance_HashKV_FullMethodName, r.HashKV(), new(pb.HashKVResponse))

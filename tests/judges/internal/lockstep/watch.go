@@ -15,14 +15,15 @@ import (
 
 // inbox is what one side of one stream has received and nobody has compared yet.
 type inbox struct {
-	mu       sync.Mutex
-	changed  chan struct{} // one waiter; holds at most one wake-up
-	events   map[int64][]*mvccpb.Event
-	control  []*pb.WatchResponse // created, canceled and progress answers, in order
-	lastRev  map[int64]int64     // mod revision of a watch's last event
-	open     map[int64]bool      // the watch's last response was a fragment, more of it follows
-	broken   error
-	violated error
+	mu        sync.Mutex
+	changed   chan struct{} // one waiter; holds at most one wake-up
+	events    map[int64][]*mvccpb.Event
+	control   []*pb.WatchResponse // created, canceled and progress answers, in order
+	lastRev   map[int64]int64     // mod revision of a watch's last event
+	open      map[int64]bool      // the watch's last response was a fragment, more of it follows
+	fragments int                 // responses that said that more of them follows
+	broken    error
+	violated  error
 }
 
 func newInbox() *inbox {
@@ -65,6 +66,9 @@ func (b *inbox) file(r *pb.WatchResponse) {
 	}
 	if r.Header.GetRevision() < last {
 		b.violated = fmt.Errorf("watch %d: header revision %d behind event %d", id, r.Header.GetRevision(), last)
+	}
+	if r.Fragment {
+		b.fragments++
 	}
 	b.lastRev[id], b.open[id] = last, r.Fragment
 	b.events[id] = append(b.events[id], r.Events...)

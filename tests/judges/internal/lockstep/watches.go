@@ -107,6 +107,7 @@ func (r *Run) settle() error {
 func (r *Run) settleWatch(s *openStream, w *watch) error {
 	events, err := s.Events(w.id, w.due(r.history), !w.req.PrevKv)
 	w.seen = len(r.history)
+	r.Met["watch events"] += len(events)
 	if n := len(events); n > 0 && events[n-1].Kv.ModRevision > w.created {
 		w.synced = true
 	}
@@ -168,8 +169,12 @@ func (r *Run) watchCreate() error {
 		return err
 	}
 	created, err := s.Control()
-	if err != nil || created.Canceled {
+	if err != nil {
 		return err
+	}
+	r.Met["WatchCreateRequest: "+created.CancelReason]++
+	if created.Canceled {
+		return nil
 	}
 	w := &watch{
 		id: created.WatchId, req: req, from: req.StartRevision, created: r.Revision,
@@ -181,6 +186,7 @@ func (r *Run) watchCreate() error {
 	s.watches = append(s.watches, w)
 	if !w.synced && w.from < r.Compacted {
 		w.compacted = true
+		r.Met["watch below the compacted revision"]++
 		_, err = s.Control()
 	}
 	return err
@@ -211,6 +217,7 @@ func (r *Run) watchCancel() error {
 	if err := send(id); err != nil {
 		return err
 	}
+	r.Met["WatchCancelRequest"]++
 	if _, err := s.Control(); err != nil {
 		return err
 	}
@@ -242,6 +249,7 @@ func (r *Run) watchProgress() error {
 	if err != nil || !answered {
 		return err
 	}
+	r.Met["WatchProgressRequest, answered"]++
 	if _, err := s.Control(); err != nil {
 		return err
 	}
@@ -261,7 +269,14 @@ func (r *Run) watchClose() error {
 		return err
 	}
 	i := r.IntN(len(r.streams))
-	r.streams[i].Close()
+	r.close(r.streams[i])
 	r.streams = slices.Delete(r.streams, i, i+1)
 	return nil
+}
+
+func (r *Run) close(s *openStream) {
+	s.Close()
+	s.stock.inbox.mu.Lock()
+	defer s.stock.inbox.mu.Unlock()
+	r.Met["watch fragments"] += s.stock.inbox.fragments
 }

@@ -17,6 +17,8 @@ import (
 // Mutant alters one field of one kind of answer.
 type Mutant struct {
 	Name string
+	// rare says that few answers can be altered: all of them are.
+	rare bool
 	// alter changes the answer in place and says whether it found something to change.
 	alter func(answer any) bool
 	// fail, where set, changes an error instead.
@@ -49,9 +51,9 @@ var All = []Mutant{
 	})},
 	{Name: "deleted", alter: on(func(r *pb.DeleteRangeResponse) bool { r.Deleted++; return true })},
 	{Name: "succeeded", alter: on(func(r *pb.TxnResponse) bool { r.Succeeded = !r.Succeeded; return true })},
-	{Name: "hash", alter: on(func(r *pb.HashKVResponse) bool { r.Hash++; return true })},
+	{Name: "hash", rare: true, alter: on(func(r *pb.HashKVResponse) bool { r.Hash++; return true })},
 	{Name: "granted-ttl", alter: on(func(r *pb.LeaseTimeToLiveResponse) bool { r.GrantedTTL++; return true })},
-	{Name: "lease-missing", alter: on(func(r *pb.LeaseLeasesResponse) bool {
+	{Name: "lease-missing", rare: true, alter: on(func(r *pb.LeaseLeasesResponse) bool {
 		had := len(r.Leases) > 0
 		r.Leases = r.Leases[min(1, len(r.Leases)):]
 		return had
@@ -76,7 +78,7 @@ var All = []Mutant{
 		}
 		return len(r.Events) > 0
 	})},
-	{Name: "compact-revision", alter: on(func(r *pb.WatchResponse) bool {
+	{Name: "compact-revision", rare: true, alter: on(func(r *pb.WatchResponse) bool {
 		had := r.CompactRevision > 0
 		if had {
 			r.CompactRevision++
@@ -98,8 +100,11 @@ func on[T any](alter func(*T) bool) func(any) bool {
 	}
 }
 
-// Options alter one answer in n that the mutant can alter.
+// Options alter one answer in n that the mutant can alter, or all where those are rare.
 func (m Mutant) Options(n int64) []grpc.DialOption {
+	if m.rare {
+		n = 1
+	}
 	var met atomic.Int64
 	hit := func() bool { return met.Add(1)%n == 0 }
 	return []grpc.DialOption{
