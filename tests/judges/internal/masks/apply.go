@@ -1,6 +1,8 @@
 package masks
 
 import (
+	"regexp"
+
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -141,11 +143,18 @@ func (w *walk) apply(m protoreflect.Message) {
 
 // Text masks etcdctl's output.
 func Text(s string) string {
-	for _, rule := range texts {
-		s = rule.pattern.ReplaceAllString(s, "${1}_")
+	for i, rule := range texts {
+		s = compiled[i].ReplaceAllString(s, rule.with)
 	}
 	return s
 }
+
+var compiled = func() (all []*regexp.Regexp) {
+	for _, rule := range texts {
+		all = append(all, regexp.MustCompile(rule.pattern))
+	}
+	return all
+}()
 
 // UnrequestedPrevKv drops the previous value from the event of a watch that did not ask for it. Stock
 // 3.7.1 shares one event among watchers, so that prev_kv leaks from one that asked to others; the server

@@ -4,7 +4,6 @@ package masks
 
 import (
 	"bytes"
-	"regexp"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -58,16 +57,34 @@ var leaseFields = []protoreflect.FullName{
 	"etcdserverpb.LeaseStatus.ID",
 }
 
-// Parts of etcdctl's output. A pattern's first group stays, the rest becomes "_".
+// Parts of etcdctl's output, applied in this order.
 var texts = []textRule{
-	// JSON, "fields" and table forms of the fields above.
-	{regexp.MustCompile(`("(?:cluster_id|member_id|raft_term|leader|raftIndex|raftTerm|raftAppliedIndex|` +
-		`dbSize|dbSizeInUse|memberID)":)\d+`)},
-	{regexp.MustCompile(`("(?:ClusterID|MemberID|RaftTerm|Leader|RaftIndex|RaftAppliedIndex|DBSize|DBSizeInUse|` +
-		`MemberID)" : )\d+`)},
+	// JSON and "fields" forms of the fields above.
+	{`("(?:raft_term|leader|raftIndex|raftTerm|raftAppliedIndex|dbSize|dbSizeInUse)":)\d+`, "${1}_"},
+	{`("(?:RaftTerm|RaftIndex|RaftAppliedIndex|DBSize|DBSizeInUse)" : )\d+`, "${1}_"},
+	// endpoint status: sizes and the share in use, then term and indices after the two flags.
+	{`(3\.7\.0[,│ ]+)[\d.]+ [kMG]?B([,│ ]+)[\d.]+ [kMG]?B([,│ ]+)\d+%`, "${1}_${2}_${3}_"},
+	{`((?:true|false)[,│ ]+(?:true|false)[,│ ]+)\d+([,│ ]+)\d+([,│ ]+)\d+`, "${1}_${2}_${3}_"},
+	// The width of a table's columns follows what is masked in them.
+	{`─+`, "─"},
+	{` +`, " "},
+	// Lease ids chosen by the server, also as the end of a session's key.
+	{`(lease )[0-9a-f]+( granted)`, "${1}_${2}"},
+	{`("ID"\s?:\s?)\d+`, "${1}_"},
+	{`((?:mutex|race)/)[0-9a-f]+`, "${1}_"},
+	// Durations and clocks.
+	{`(took(?:"?:"| = ))[\d.]+[µmn]?s`, "${1}_"},
+	{`(took )[\d.]+[µmn]?s`, "${1}_"},
+	{`("ts":)"[^"]*"`, "${1}_"},
+	{`("(?:ttl|TTL)"\s?:\s?)\d+`, "${1}_"},
+	{`(remaining\()\d+(s\))`, "${1}_${2}"},
+	// etcdctl's own side of the connection in its warnings.
+	{`(etcd-endpoints://)0x[0-9a-f]+`, "${1}_"},
+	{`(LocalAddr: '127\.0\.0\.1:)\d+`, "${1}_"},
 }
 
-type textRule struct{ pattern *regexp.Regexp }
+// textRule replaces what a pattern matches.
+type textRule struct{ pattern, with string }
 
 func clearField(m protoreflect.Message, f protoreflect.FieldDescriptor) { m.Clear(f) }
 

@@ -2,6 +2,7 @@
 package report
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -23,6 +24,18 @@ func (t *Table) Check(name string, err error) {
 	}
 	t.failed++
 	fmt.Printf("FAIL %s: %v\n", name, err)
+}
+
+// Control turns the table into that of a negative control: the checks so far had to fail.
+func (t *Table) Control(name string) {
+	var err error
+	if t.Failed() == 0 {
+		err = errors.New("nothing was noticed")
+	}
+	t.mu.Lock()
+	t.passed, t.failed = 0, 0
+	t.mu.Unlock()
+	t.Check("negative control: "+name, err)
 }
 
 // Failed is the number of failed checks.
