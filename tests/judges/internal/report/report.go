@@ -60,3 +60,11 @@ func Fatal(err error) {
 	fmt.Println("0 passed, 1 failed")
 	os.Exit(2)
 }
+
+// Add counts another table's checks in this one.
+func (t *Table) Add(other *Table) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.passed += other.passed
+	t.failed += other.failed
+}
