@@ -196,13 +196,16 @@ impl Driver {
         self.sequencer.start(self.now_ms(), &mut actions);
         self.carry_out(&mut actions);
         loop {
-            self.wait().await;
+            if !core::mem::take(&mut actions.background) {
+                self.wait().await;
+            }
             let now_ms = self.now_ms();
             while let Some(event) = self.next_event() {
                 self.sequencer.step(now_ms, event, &mut actions);
             }
             self.carry_out(&mut actions);
             if self.sequencer.has_background_work() {
+                // Others first: this is work that nobody waits for.
                 executor().yield_task_queue_now().await;
                 let floor = self.watch_floor();
                 self.sequencer
@@ -218,9 +221,6 @@ impl Driver {
 
     async fn wait(&self) {
         let (inbox, events) = (&self.inbox, &self.events);
-        if self.sequencer.has_background_work() && self.watch_floor() == u64::MAX {
-            return;
-        }
         poll_fn(|cx| {
             if !inbox.items.borrow().is_empty() || !events.items.borrow().is_empty() {
                 return Poll::Ready(());

@@ -41,6 +41,7 @@ use crate::log;
 use crate::node::{Node, Settings};
 use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
+use crate::watch::Watching;
 
 /// A few turns of an executor's ring.
 const RING_TURN: Duration = Duration::from_millis(2);
@@ -179,6 +180,7 @@ impl Common {
     fn connections(&self, id: usize, shard: &Rc<Shard>) -> Rc<Connections<Node>> {
         let node = Node {
             shard: Rc::clone(shard),
+            watching: Watching::new(Rc::clone(shard), &self.settings),
             settings: Rc::new(self.settings.clone()),
             lease_ids: IdSource::new(self.start_ms, shard.id()),
         };

@@ -102,6 +102,8 @@ pub struct Actions {
     pub leases: Vec<(ShardId, u64, LeaseAnswer)>,
     /// Whether a new View was published.
     pub published: bool,
+    /// Whether another [`Event::Background`] could go on at once.
+    pub background: bool,
     /// Take a checkpoint now, then [`Event::Checkpointed`].
     pub checkpoint: bool,
 }
@@ -244,7 +246,7 @@ impl Sequencer {
             Event::Tick => self.tick(now_ms),
             Event::Idle => actions.frames.extend(self.wal.seal()),
             Event::Background { floor } => {
-                self.machine.store.compact_slice(floor);
+                actions.background = self.machine.store.compact_slice(floor);
                 self.publish(actions);
             }
             Event::Checkpointed(index) => {
