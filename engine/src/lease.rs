@@ -173,7 +173,7 @@ impl Lessor {
     /// [`min_ttl_seconds`]); `checkpoint_interval_ms` of `None` turns checkpoints off (etcd: five
     /// minutes).
     ///
-    /// To rebuild one: `grant`, `checkpoint` if there is a remaining TTL, and `attach` each key.
+    /// To rebuild one: `restore` each lease and `attach` each key.
     #[must_use]
     pub fn new(ttl_seconds_min: i64, checkpoint_interval_ms: Option<u64>, limits: &Limits) -> Self {
         assert!((1..=TTL_SECONDS_MAX).contains(&ttl_seconds_min));
@@ -213,6 +213,22 @@ impl Lessor {
             primary.unstarted.push(id);
         }
         Ok(ttl)
+    }
+
+    /// Takes over a lease from a checkpoint: its TTL as granted, whatever the minimum is by now, and
+    /// its remaining TTL, 0 for none; seconds.
+    ///
+    /// # Errors
+    /// When no lessor could have such a lease: `LeaseNotFound` for id 0, `LeaseExist`,
+    /// `LeaseTtlTooLarge` for a TTL outside of what may be.
+    pub fn restore(&mut self, id: LeaseId, ttl: i64, remaining: i64) -> Result<(), ApiError> {
+        if !(1..=TTL_SECONDS_MAX).contains(&ttl) || !(0..=ttl).contains(&remaining) {
+            return Err(ApiError::LeaseTtlTooLarge);
+        }
+        self.grant(id, ttl)?;
+        let lease = self.leases.get_mut(&id).expect("just granted");
+        (lease.ttl, lease.remaining) = (ttl, remaining);
+        Ok(())
     }
 
     /// Applies the lease's end and hands over its keys in key order, for apply to delete in one

@@ -19,4 +19,4 @@ pub mod alarm;
 pub mod members;
 pub mod txn;
 pub mod apply;
-// pub mod checkpoint;
+pub mod checkpoint;

@@ -59,6 +59,9 @@ pub struct Limits {
     pub watchers_per_shard_max: usize,
     /// Free WAL segment files kept for recycling; more are removed.
     pub wal_free_segments_max: usize,
+    /// Largest block of a checkpoint file, bytes: one write, one read; a multiple of
+    /// [`format::BLOCK_BYTES`].
+    pub checkpoint_block_bytes: usize,
 }
 
 impl Limits {
@@ -89,6 +92,7 @@ impl Limits {
         watch_shard_bytes_max: 256 << 20,
         watchers_per_shard_max: 1 << 20,
         wal_free_segments_max: 4,
+        checkpoint_block_bytes: 1 << 20,
     };
 
     /// The tiny twin for simulation.
@@ -118,6 +122,7 @@ impl Limits {
         watch_shard_bytes_max: 4 << 10,
         watchers_per_shard_max: 32,
         wal_free_segments_max: 1,
+        checkpoint_block_bytes: format::BLOCK_BYTES,
     };
 }
 
@@ -133,6 +138,8 @@ const _: () = {
         assert!(l.batch_bytes_max + format::BLOCK_BYTES <= l.frame_bytes_max);
         assert!(l.frames_in_flight_max >= 1);
         assert!(l.raft_tail_bytes_max >= l.frame_bytes_max);
+        assert!(l.checkpoint_block_bytes > 0);
+        assert!(l.checkpoint_block_bytes.is_multiple_of(format::BLOCK_BYTES));
         i += 1;
     }
 };
