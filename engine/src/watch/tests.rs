@@ -900,6 +900,17 @@ fn the_lagging_join_a_synced_cohort_that_is_behind() {
 }
 
 #[test]
+fn without_watchers_nothing_is_walked() {
+    let mut store = Store::new();
+    let mut shard = shard(&store);
+    for _ in 0..50 {
+        store.put(b"k", b"v");
+    }
+    assert!(!shard.advance(&store.published(), 0, 1));
+    assert_eq!(shard.synced_main(), 51);
+}
+
+#[test]
 fn large_values_cost_more_of_the_budget() {
     let mut store = Store::new();
     let mut shard = shard(&store);

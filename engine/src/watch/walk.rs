@@ -28,7 +28,9 @@ impl WatchShard {
             budget / 4
         };
         let mut left = budget - reserve;
-        if self.synced.next <= published.revision {
+        if self.synced.is_empty() {
+            self.synced.next = published.revision + 1;
+        } else if self.synced.next <= published.revision {
             let mut synced = core::mem::take(&mut self.synced);
             self.walk(&mut synced, published, published.revision, &mut left);
             self.synced = synced;
