@@ -2,13 +2,14 @@
 //!
 //! For measuring what connections, HTTP/2 and gRPC cost, and for trying clients.
 
+use core::sync::atomic::AtomicUsize;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use glommio::net::TcpListener;
 use glommio::{LocalExecutorBuilder, Placement};
-use ringkv_net::front::{Drain, FrontSettings};
-use ringkv_net::server::accept;
+use ringkv_net::front::{Drain, FrontSettings, Traffic};
+use ringkv_net::listen::{self, Connections};
 
 #[path = "../tests/front/echo.rs"]
 mod echo;
@@ -21,8 +22,14 @@ fn main() {
     let shard = LocalExecutorBuilder::new(Placement::Unbound)
         .spawn(|| async move {
             let listener = TcpListener::bind(&address).expect("a free address");
-            let node = Rc::new(echo::Echo::new(mpsc::channel().0));
-            accept(listener, node, FrontSettings::default(), Drain::default()).await;
+            let connections = Rc::new(Connections {
+                node: Rc::new(echo::Echo::new(mpsc::channel().0)),
+                settings: FrontSettings::default(),
+                drain: Drain::default(),
+                loads: Arc::new([AtomicUsize::new(0)]),
+                shard: 0,
+            });
+            listen::accept(listener, Traffic::Both, connections, Rc::default()).await;
         })
         .expect("an executor");
     shard.join().expect("a shard that ends without a panic");

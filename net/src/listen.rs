@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use glommio::Task;
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
@@ -26,6 +27,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a killed server's listeners may stay.
 const GHOST_PATIENCE: Duration = Duration::from_secs(2);
 const GHOST_PAUSE: Duration = Duration::from_millis(5);
+/// A few turns of an executor's ring.
+const RING_TURN: Duration = Duration::from_millis(2);
 /// Connections that stay on the sequencer's core before others get any.
 const FEW_CONNECTIONS: usize = 4;
 
@@ -130,15 +133,14 @@ pub fn refuse_if_taken(ports: &[Port], after_crash: bool) -> Result<(), String> 
 pub fn ports(config: &Config) -> Result<Vec<Port>, String> {
     let split = !config.listen_client_http_urls.is_empty();
     let client = if split { Traffic::Grpc } else { Traffic::Both };
-    let http = config
-        .listen_client_http_urls
+    let urls = [
+        (&config.listen_client_urls, client),
+        (&config.listen_client_http_urls, Traffic::Http),
+        (&config.listen_metrics_urls, Traffic::Metrics),
+    ];
+    let urls = urls
         .iter()
-        .chain(&config.listen_metrics_urls);
-    let urls = config
-        .listen_client_urls
-        .iter()
-        .map(|url| (url, client))
-        .chain(http.map(|url| (url, Traffic::Http)));
+        .flat_map(|(urls, traffic)| urls.iter().map(|url| (url, *traffic)));
     urls.map(|(url, traffic)| Port::new(url, traffic)).collect()
 }
 
@@ -243,6 +245,15 @@ pub async fn accept<N: Services + Member>(
             shard => drop(others[shard - 1].send(Accepted { stream, traffic }).await),
         }
     }
+}
+
+/// Cancels accept tasks and waits until the kernel has closed their sockets too.
+pub async fn close(accepting: Vec<Task<()>>) {
+    for task in accepting {
+        task.cancel().await;
+    }
+    // The ring holds a socket until the cancelled poll has gone through it.
+    glommio::timer::sleep(RING_TURN).await;
 }
 
 fn choose(loads: &Loads) -> usize {

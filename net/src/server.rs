@@ -43,8 +43,6 @@ use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
 use crate::watch::Watching;
 
-/// A few turns of an executor's ring.
-const RING_TURN: Duration = Duration::from_millis(2);
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// Side threads of the sequencer's executor: log segments, and checkpoints beside them.
@@ -428,18 +426,9 @@ async fn run_home(
     }
     let _ = ready.send(Ok(()));
     let _ = stop.await;
-    close_listeners(accepting).await;
+    listen::close(accepting).await;
     drain_now(&connections.drain).await;
     let _ = end.await;
-}
-
-/// Cancels accept tasks and waits until the kernel has closed their sockets too.
-async fn close_listeners(accepting: Vec<Task<()>>) {
-    for task in accepting {
-        task.cancel().await;
-    }
-    // The ring holds a socket until the cancelled poll has gone through it.
-    glommio::timer::sleep(RING_TURN).await;
 }
 
 /// Tells the cluster this member's name and URLs, and a new cluster its version.

@@ -3,21 +3,22 @@
 //! The HTTP/2 client here speaks frames and nothing more, so that no client library hides what the
 //! server sends; response headers stay encoded, data and flags are looked at.
 
+use core::sync::atomic::AtomicUsize;
 use core::time::Duration;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use futures_channel::oneshot;
 use glommio::net::TcpListener;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use prost::Message;
-use ringkv_net::front::{Drain, FrontSettings};
+use ringkv_net::front::{Drain, FrontSettings, Traffic};
+use ringkv_net::listen::{self, Connections};
 use ringkv_net::pb::etcdserverpb::{
     PutRequest, PutResponse, RangeRequest, RangeResponse, WatchRequest, WatchResponse,
 };
-use ringkv_net::server::{accept, close_listeners};
 
 #[path = "front/echo.rs"]
 mod echo;
@@ -44,15 +45,17 @@ impl Server {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 listening.send(listener.local_addr().unwrap()).unwrap();
                 let drain = Drain::default();
-                let node = Rc::new(echo::Echo::new(words));
-                let accepting = glommio::spawn_local(accept(
-                    listener,
-                    node,
-                    FrontSettings::default(),
-                    drain.clone(),
-                ));
+                let connections = Rc::new(Connections {
+                    node: Rc::new(echo::Echo::new(words)),
+                    settings: FrontSettings::default(),
+                    drain: drain.clone(),
+                    loads: Arc::new([AtomicUsize::new(0)]),
+                    shard: 0,
+                });
+                let accept = listen::accept(listener, Traffic::Both, connections, Rc::default());
+                let accepting = glommio::spawn_local(accept);
                 let _ = stopped.await;
-                close_listeners(vec![accepting]).await;
+                listen::close(vec![accepting]).await;
                 drain.finish(Duration::from_secs(10)).await
             })
             .unwrap();
