@@ -4,6 +4,8 @@
 //! same entries are equal. The guards stand in etcd's order: alarms first, then the request's own
 //! checks, then its change.
 
+use core::ops::ControlFlow;
+
 use crate::alarm::{self, Alarms};
 use crate::command::{
     self, ArchivedCommand, ArchivedEnvelope, ArchivedTxn, ArchivedTxnOp, BadRecord, Origin,
@@ -13,8 +15,9 @@ use crate::lease::Lessor;
 use crate::limits::Limits;
 use crate::members::Members;
 use crate::mvcc::Store;
+use crate::mvcc::range::Span;
 use crate::txn::{DeleteResult, Executor, PutResult, TxnResult};
-use crate::types::{Index, LeaseId, MemberId, Term};
+use crate::types::{Index, KeyMeta, LeaseId, MemberId, Term};
 
 /// What an entry did, for whoever waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,10 +95,26 @@ impl Machine {
         self.registry_changes
     }
 
-    /// Continues from a checkpoint.
-    pub fn restored(&mut self, applied: Index) {
+    /// Continues from a checkpoint, of which store and leases are in place: hangs the keys on their
+    /// leases and publishes. False when a key names a lease that is not there.
+    pub fn restored(&mut self, applied: Index) -> bool {
         assert_eq!(self.applied, 0);
         self.applied = applied;
+        let Self { store, lessor, .. } = self;
+        let flow = store.with_state(|state| {
+            let attach = |key: &[u8], meta: KeyMeta| {
+                if meta.lease != 0 {
+                    if !lessor.contains(meta.lease) {
+                        return ControlFlow::Break(());
+                    }
+                    lessor.attach(meta.lease, key);
+                }
+                ControlFlow::Continue(())
+            };
+            state.visit(&Span::of(&[], &[0]), None, false, attach)
+        });
+        store.publish(applied);
+        flow.is_continue()
     }
 
     /// An entry without a command: a new leader's, or a change of membership.

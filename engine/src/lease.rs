@@ -173,7 +173,7 @@ impl Lessor {
     /// [`min_ttl_seconds`]); `checkpoint_interval_ms` of `None` turns checkpoints off (etcd: five
     /// minutes).
     ///
-    /// To rebuild one: `grant`, `checkpoint` if there is a remaining TTL, and `attach` each key.
+    /// To rebuild one: `restore` each lease and `attach` each key.
     #[must_use]
     pub fn new(ttl_seconds_min: i64, checkpoint_interval_ms: Option<u64>, limits: &Limits) -> Self {
         assert!((1..=TTL_SECONDS_MAX).contains(&ttl_seconds_min));
@@ -213,6 +213,22 @@ impl Lessor {
             primary.unstarted.push(id);
         }
         Ok(ttl)
+    }
+
+    /// Takes over a lease from a checkpoint: its TTL as granted, whatever the minimum is by now, and
+    /// its remaining TTL, 0 for none; seconds.
+    ///
+    /// # Errors
+    /// When no lessor could have such a lease: `LeaseNotFound` for id 0, `LeaseExist`,
+    /// `LeaseTtlTooLarge` for a TTL outside of what may be.
+    pub fn restore(&mut self, id: LeaseId, ttl: i64, remaining: i64) -> Result<(), ApiError> {
+        if !(1..=TTL_SECONDS_MAX).contains(&ttl) || !(0..=ttl).contains(&remaining) {
+            return Err(ApiError::LeaseTtlTooLarge);
+        }
+        self.grant(id, ttl)?;
+        let lease = self.leases.get_mut(&id).expect("just granted");
+        (lease.ttl, lease.remaining) = (ttl, remaining);
+        Ok(())
     }
 
     /// Applies the lease's end and hands over its keys in key order, for apply to delete in one
@@ -459,7 +475,7 @@ impl Lessor {
             let timer = primary.timers.get_mut(&id).expect("queued means clocked");
             assert!(timer.checkpoint_queued_ms == Some(queued_ms));
             timer.checkpoint_queued_ms = None;
-            if timer.expiry_queued_ms.is_none() || timer.expiry_ms <= now_ms {
+            if timer.expiry_ms <= now_ms {
                 continue;
             }
             let mut from_ms = timer.refreshed_ms;
@@ -502,13 +518,10 @@ impl Lessor {
             return;
         };
         for id in core::mem::take(&mut primary.unstarted) {
-            // Revoked meanwhile; or granted anew, and then listed twice.
+            // Revoked meanwhile. One granted anew is listed twice, and its clock set twice alike.
             let Some(lease) = self.leases.get(&id) else {
                 continue;
             };
-            if primary.timers.contains_key(&id) {
-                continue;
-            }
             let expiry_ms = now_ms.saturating_add(lease.run_ms());
             let timer = Timer::start(expiry_ms, now_ms, self.checkpoint_interval_ms);
             primary.timers.insert(id, timer);

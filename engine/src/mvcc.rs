@@ -223,6 +223,18 @@ impl Store {
         self.revs.bytes()
     }
 
+    /// All revisions up to the current one, immutable from now on.
+    #[must_use]
+    pub fn snapshot(&self) -> RevSnapshot {
+        self.revs.snapshot(self.revision)
+    }
+
+    /// Hashes of past compactions, oldest first.
+    #[must_use]
+    pub fn hashes(&self) -> Arc<[KvHash]> {
+        Arc::clone(&self.hashes)
+    }
+
     /// Runs `f` on the current state, unpublished writes included.
     pub fn with_state<R>(&self, f: impl FnOnce(&State<'_>) -> R) -> R {
         self.with_state_at(self.revision, f)
@@ -382,7 +394,6 @@ impl Store {
         assert!(compacted <= revision as i64);
         self.revision = revision;
         self.compacted = compacted;
-        self.pruned = compacted;
         self.hashes = hashes.into();
         if compacted > 0 {
             // What was dropped, or was about to be, when the checkpoint was written.

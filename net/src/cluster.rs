@@ -25,5 +25,8 @@ pub async fn member_list(
     });
     // etcd leaves the revision out here.
     let header = node.header().at(0);
-    Ok(MemberListResponse { header, members: members.collect() })
+    Ok(MemberListResponse {
+        header,
+        members: members.collect(),
+    })
 }

@@ -47,7 +47,11 @@ pub fn put(r: &pb::PutRequest) -> Put<'_> {
 /// A delete, borrowed from its request.
 #[must_use]
 pub fn delete(r: &pb::DeleteRangeRequest) -> DeleteRange<'_> {
-    DeleteRange { key: &r.key, range_end: &r.range_end, prev_kv: r.prev_kv }
+    DeleteRange {
+        key: &r.key,
+        range_end: &r.range_end,
+        prev_kv: r.prev_kv,
+    }
 }
 
 /// A transaction, borrowed from its request, which `guard::txn` has let pass.
@@ -61,7 +65,11 @@ pub fn txn(r: &pb::TxnRequest) -> Txn<'_> {
 }
 
 fn op(op: &pb::RequestOp) -> TxnOp<'_> {
-    match op.request.as_ref().expect("guard::txn refuses empty operations") {
+    match op
+        .request
+        .as_ref()
+        .expect("guard::txn refuses empty operations")
+    {
         Request::RequestRange(r) => TxnOp::Range(range(r)),
         Request::RequestPut(r) => TxnOp::Put(put(r)),
         Request::RequestDeleteRange(r) => TxnOp::DeleteRange(delete(r)),
@@ -95,7 +103,12 @@ fn compare(c: &pb::Compare) -> Compare<'_> {
         }),
         Err(_) => Target::Unknown,
     };
-    Compare { key: &c.key, range_end: &c.range_end, result: c.result, target }
+    Compare {
+        key: &c.key,
+        range_end: &c.range_end,
+        result: c.result,
+        target,
+    }
 }
 
 /// Who answers: etcd puts it into the header of every reply.
@@ -113,14 +126,26 @@ impl Header {
     /// At `revision`.
     #[must_use]
     pub fn at(&self, revision: u64) -> Option<ResponseHeader> {
-        let Self { cluster_id, member_id, raft_term } = *self;
-        Some(ResponseHeader { cluster_id, member_id, revision: revision as i64, raft_term })
+        let Self {
+            cluster_id,
+            member_id,
+            raft_term,
+        } = *self;
+        Some(ResponseHeader {
+            cluster_id,
+            member_id,
+            revision: revision as i64,
+            raft_term,
+        })
     }
 }
 
 /// Inside a transaction a header has only the revision.
 fn inner(revision: u64) -> Option<ResponseHeader> {
-    Some(ResponseHeader { revision: revision as i64, ..ResponseHeader::default() })
+    Some(ResponseHeader {
+        revision: revision as i64,
+        ..ResponseHeader::default()
+    })
 }
 
 fn kvs(kvs: Vec<Bytes>) -> Vec<EncodedKv> {
@@ -130,27 +155,43 @@ fn kvs(kvs: Vec<Bytes>) -> Vec<EncodedKv> {
 /// Reply to a range.
 #[must_use]
 pub fn range_reply(r: RangeResult, header: Option<ResponseHeader>) -> pb::RangeResponse {
-    pb::RangeResponse { header, kvs: kvs(r.kvs), more: r.more, count: r.count as i64 }
+    pb::RangeResponse {
+        header,
+        kvs: kvs(r.kvs),
+        more: r.more,
+        count: r.count as i64,
+    }
 }
 
 /// Reply to a put.
 #[must_use]
 pub fn put_reply(r: PutResult, header: Option<ResponseHeader>) -> pb::PutResponse {
-    pb::PutResponse { header, prev_kv: r.prev_kv.map(EncodedKv) }
+    pb::PutResponse {
+        header,
+        prev_kv: r.prev_kv.map(EncodedKv),
+    }
 }
 
 /// Reply to a delete.
 #[must_use]
 pub fn delete_reply(r: DeleteResult, header: Option<ResponseHeader>) -> pb::DeleteRangeResponse {
     let (deleted, prev_kvs) = (r.deleted as i64, kvs(r.prev_kvs));
-    pb::DeleteRangeResponse { header, deleted, prev_kvs }
+    pb::DeleteRangeResponse {
+        header,
+        deleted,
+        prev_kvs,
+    }
 }
 
 /// Reply to a transaction.
 #[must_use]
 pub fn txn_reply(r: TxnResult, header: Option<ResponseHeader>) -> pb::TxnResponse {
     let responses = r.responses.into_iter().map(op_reply).collect();
-    pb::TxnResponse { header, succeeded: r.succeeded, responses }
+    pb::TxnResponse {
+        header,
+        succeeded: r.succeeded,
+        responses,
+    }
 }
 
 fn op_reply(result: OpResult) -> ResponseOp {
@@ -170,7 +211,9 @@ fn op_reply(result: OpResult) -> ResponseOp {
         // etcd leaves the header of a nested transaction empty.
         OpResult::Txn(r) => Response::ResponseTxn(txn_reply(r, Some(ResponseHeader::default()))),
     };
-    ResponseOp { response: Some(response) }
+    ResponseOp {
+        response: Some(response),
+    }
 }
 
 /// An outcome of another kind than its command: a broken invariant.

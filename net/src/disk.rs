@@ -14,7 +14,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use glommio::io::{DmaFile, OpenOptions as DmaOptions};
-use ringkv_engine::io::{AlignedBuf, Disk, DiskError, DiskErrorKind, DiskOp, SegmentId, WriteFrame};
+use ringkv_engine::io::{
+    AlignedBuf, Disk, DiskError, DiskErrorKind, DiskOp, SegmentId, WriteFrame,
+};
 use ringkv_engine::limits::format::BLOCK_BYTES;
 use rustix::fs::OFlags;
 
@@ -35,7 +37,9 @@ impl FsDisk {
     /// Files below `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     fn open(&self, op: DiskOp, file: &str) -> Result<File, DiskError> {
@@ -66,8 +70,14 @@ impl Disk for FsDisk {
         for entry in entries {
             let entry = entry.map_err(|e| failed(&e, DiskOp::List, dir))?;
             // A name that is no text is none of ours.
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            names.push(if dir.is_empty() { name } else { format!("{dir}/{name}") });
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            names.push(if dir.is_empty() {
+                name
+            } else {
+                format!("{dir}/{name}")
+            });
         }
         names.sort_unstable();
         Ok(names)
@@ -79,13 +89,19 @@ impl Disk for FsDisk {
 
     fn create(&mut self, file: &str, size: u64) -> Result<(), DiskError> {
         let fail = |e: io::Error| failed(&e, DiskOp::Create, file);
-        let options = OpenOptions::new().write(true).create_new(true).mode(0o600).clone();
+        let options = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .clone();
         let created = options.open(self.root.join(file)).map_err(fail)?;
         let zeros = vec![0; ZERO_PIECE_BYTES];
         let mut at = 0;
         while at < size {
             let piece = (size - at).min(ZERO_PIECE_BYTES as u64);
-            created.write_all_at(&zeros[..piece as usize], at).map_err(fail)?;
+            created
+                .write_all_at(&zeros[..piece as usize], at)
+                .map_err(fail)?;
             at += piece;
         }
         Ok(())
@@ -93,17 +109,23 @@ impl Disk for FsDisk {
 
     fn read_at(&mut self, file: &str, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let opened = self.open(DiskOp::Read, file)?;
-        opened.read_exact_at(buf, offset).map_err(|e| failed(&e, DiskOp::Read, file))
+        opened
+            .read_exact_at(buf, offset)
+            .map_err(|e| failed(&e, DiskOp::Read, file))
     }
 
     fn write_at(&mut self, file: &str, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let opened = self.open(DiskOp::Write, file)?;
-        opened.write_all_at(bytes, offset).map_err(|e| failed(&e, DiskOp::Write, file))
+        opened
+            .write_all_at(bytes, offset)
+            .map_err(|e| failed(&e, DiskOp::Write, file))
     }
 
     fn flush(&mut self, file: &str) -> Result<(), DiskError> {
         let opened = self.open(DiskOp::Flush, file)?;
-        opened.sync_all().map_err(|e| failed(&e, DiskOp::Flush, file))
+        opened
+            .sync_all()
+            .map_err(|e| failed(&e, DiskOp::Flush, file))
     }
 
     fn flush_dir(&mut self, dir: &str) -> Result<(), DiskError> {
@@ -122,7 +144,9 @@ impl Disk for FsDisk {
 
     fn len(&mut self, file: &str) -> Result<u64, DiskError> {
         let metadata = fs::metadata(self.root.join(file));
-        metadata.map(|m| m.len()).map_err(|e| failed(&e, DiskOp::Len, file))
+        metadata
+            .map(|m| m.len())
+            .map_err(|e| failed(&e, DiskOp::Length, file))
     }
 }
 
@@ -146,7 +170,11 @@ pub fn probe_sync_mode(root: &Path) -> io::Result<SyncMode> {
     let path = root.join("sync-probe");
     fs::write(&path, vec![0; BLOCK_BYTES * PROBE_WRITES as usize])?;
     let measure = |dsync: bool| -> io::Result<Duration> {
-        let flags = if dsync { OFlags::DIRECT | OFlags::DSYNC } else { OFlags::DIRECT };
+        let flags = if dsync {
+            OFlags::DIRECT | OFlags::DSYNC
+        } else {
+            OFlags::DIRECT
+        };
         let mut options = OpenOptions::new();
         options.write(true);
         // A file system without O_DIRECT is measured without.
@@ -154,7 +182,11 @@ pub fn probe_sync_mode(root: &Path) -> io::Result<SyncMode> {
             .clone()
             .custom_flags(flags.bits().cast_signed())
             .open(&path)
-            .or_else(|_| options.custom_flags((flags - OFlags::DIRECT).bits().cast_signed()).open(&path))?;
+            .or_else(|_| {
+                options
+                    .custom_flags((flags - OFlags::DIRECT).bits().cast_signed())
+                    .open(&path)
+            })?;
         file.sync_all()?;
         let block = AlignedBuf::zeroed(BLOCK_BYTES);
         let start = Instant::now();
@@ -169,7 +201,11 @@ pub fn probe_sync_mode(root: &Path) -> io::Result<SyncMode> {
     let (dsync, fdatasync) = (measure(true)?, measure(false)?);
     fs::remove_file(&path)?;
     // One call instead of two: a tie goes to O_DSYNC.
-    Ok(if dsync <= fdatasync + fdatasync / 8 { SyncMode::Dsync } else { SyncMode::Fdatasync })
+    Ok(if dsync <= fdatasync + fdatasync / 8 {
+        SyncMode::Dsync
+    } else {
+        SyncMode::Fdatasync
+    })
 }
 
 /// Writes frames of the WAL, durably, on the executor it was made on.
@@ -184,7 +220,11 @@ impl FrameWriter {
     /// For segments below `root`.
     #[must_use]
     pub fn new(root: &Path, mode: SyncMode) -> Rc<Self> {
-        Rc::new(Self { root: root.to_owned(), mode, open: RefCell::default() })
+        Rc::new(Self {
+            root: root.to_owned(),
+            mode,
+            open: RefCell::default(),
+        })
     }
 
     /// Writes and flushes one frame; the frame's buffer comes back.
@@ -193,7 +233,8 @@ impl FrameWriter {
     /// The device's: the process must stop.
     pub async fn write(&self, frame: WriteFrame) -> Result<WriteFrame, String> {
         let written = self.write_durably(&frame).await;
-        written.map_err(|error| format!("{} at {}: {error}", frame.segment.name(), frame.offset))?;
+        written
+            .map_err(|error| format!("{} at {}: {error}", frame.segment.name(), frame.offset))?;
         Ok(frame)
     }
 
@@ -217,7 +258,11 @@ impl FrameWriter {
         if let Some((_, file)) = self.open.borrow().iter().find(|(id, _)| *id == segment) {
             return Ok(Rc::clone(file));
         }
-        let flags = if self.mode == SyncMode::Dsync { OFlags::DSYNC } else { OFlags::empty() };
+        let flags = if self.mode == SyncMode::Dsync {
+            OFlags::DSYNC
+        } else {
+            OFlags::empty()
+        };
         let mut options = DmaOptions::new();
         options.write(true).custom_flags(flags.bits().cast_signed());
         let file = Rc::new(options.dma_open(self.root.join(segment.name())).await?);

@@ -64,7 +64,11 @@ pub fn put(r: &PutRequest) -> Result<(), ApiError> {
 /// # Errors
 /// `EmptyKey`.
 pub fn delete(r: &DeleteRangeRequest) -> Result<(), ApiError> {
-    if r.key.is_empty() { Err(ApiError::EmptyKey) } else { Ok(()) }
+    if r.key.is_empty() {
+        Err(ApiError::EmptyKey)
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks a transaction with all that is nested in it.
@@ -81,7 +85,9 @@ pub fn txn(r: &TxnRequest, ops_max: usize) -> Result<(), ApiError> {
 
 fn txn_ops(r: &TxnRequest, ops_max: usize) -> Result<(), ApiError> {
     let count = r.compare.len().max(r.success.len()).max(r.failure.len());
-    let Some(left) = ops_max.checked_sub(count) else { return Err(ApiError::TooManyOps) };
+    let Some(left) = ops_max.checked_sub(count) else {
+        return Err(ApiError::TooManyOps);
+    };
     if r.compare.iter().any(|c| c.key.is_empty()) {
         return Err(ApiError::EmptyKey);
     }
@@ -134,11 +140,16 @@ fn overlaps(ops: &[RequestOp]) -> Result<Changes<'_>, ApiError> {
     let mut changes = Changes::default();
     for op in ops {
         if let Some(Request::RequestDeleteRange(d)) = &op.request {
-            changes.deletes.push(Deleted { key: &d.key, range_end: &d.range_end });
+            changes.deletes.push(Deleted {
+                key: &d.key,
+                range_end: &d.range_end,
+            });
         }
     }
     for op in ops {
-        let Some(Request::RequestTxn(nested)) = &op.request else { continue };
+        let Some(Request::RequestTxn(nested)) = &op.request else {
+            continue;
+        };
         let then = overlaps(&nested.success)?;
         let otherwise = overlaps(&nested.failure)?;
         for key in &then.puts {
@@ -152,7 +163,9 @@ fn overlaps(ops: &[RequestOp]) -> Result<Changes<'_>, ApiError> {
                 return Err(ApiError::DuplicateKey);
             }
         }
-        changes.deletes.extend(then.deletes.iter().chain(&otherwise.deletes));
+        changes
+            .deletes
+            .extend(then.deletes.iter().chain(&otherwise.deletes));
     }
     for op in ops {
         if let Some(Request::RequestPut(p)) = &op.request {
@@ -174,9 +187,10 @@ pub fn is_read_only(r: &TxnRequest) -> bool {
 /// Whether all ranges of a read-only transaction are serializable.
 #[must_use]
 pub fn is_serializable(r: &TxnRequest) -> bool {
-    r.success.iter().chain(&r.failure).all(
-        |op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable),
-    )
+    r.success
+        .iter()
+        .chain(&r.failure)
+        .all(|op| matches!(&op.request, Some(Request::RequestRange(range)) if range.serializable))
 }
 
 /// Bytes that a transaction may put: of the larger branch, as etcd's quota counts.
@@ -198,24 +212,43 @@ mod tests {
     use super::*;
 
     fn op(request: Request) -> RequestOp {
-        RequestOp { request: Some(request) }
+        RequestOp {
+            request: Some(request),
+        }
     }
 
     fn put_of(key: &'static str) -> RequestOp {
-        op(Request::RequestPut(PutRequest { key: key.into(), ..Default::default() }))
+        op(Request::RequestPut(PutRequest {
+            key: key.into(),
+            ..Default::default()
+        }))
     }
 
     fn delete_of(key: &'static str, end: &'static str) -> RequestOp {
         let (key, range_end) = (key.into(), end.into());
-        op(Request::RequestDeleteRange(DeleteRangeRequest { key, range_end, ..Default::default() }))
+        op(Request::RequestDeleteRange(DeleteRangeRequest {
+            key,
+            range_end,
+            ..Default::default()
+        }))
     }
 
     fn nested(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
-        op(Request::RequestTxn(TxnRequest { success, failure, ..Default::default() }))
+        op(Request::RequestTxn(TxnRequest {
+            success,
+            failure,
+            ..Default::default()
+        }))
     }
 
     fn check(success: Vec<RequestOp>) -> Result<(), ApiError> {
-        txn(&TxnRequest { success, ..Default::default() }, 128)
+        txn(
+            &TxnRequest {
+                success,
+                ..Default::default()
+            },
+            128,
+        )
     }
 
     #[test]
@@ -225,18 +258,42 @@ mod tests {
         assert_eq!(check(vec![put_of("a"), put_of("a")]), duplicate);
         assert_eq!(check(vec![put_of("b"), delete_of("a", "c")]), duplicate);
         assert_eq!(check(vec![put_of("c"), delete_of("a", "c")]), Ok(()));
-        assert_eq!(check(vec![put_of("b"), delete_of("a", "\0")]), Ok(()), "as etcd has it");
-        assert_eq!(check(vec![nested(vec![put_of("a")], vec![put_of("a")])]), Ok(()));
-        assert_eq!(check(vec![nested(vec![put_of("a")], vec![]), put_of("a")]), duplicate);
-        assert_eq!(check(vec![nested(vec![delete_of("a", "")], vec![]), put_of("a")]), duplicate);
-        let twice = vec![nested(vec![put_of("a")], vec![]), nested(vec![], vec![put_of("a")])];
+        assert_eq!(
+            check(vec![put_of("b"), delete_of("a", "\0")]),
+            Ok(()),
+            "as etcd has it"
+        );
+        assert_eq!(
+            check(vec![nested(vec![put_of("a")], vec![put_of("a")])]),
+            Ok(())
+        );
+        assert_eq!(
+            check(vec![nested(vec![put_of("a")], vec![]), put_of("a")]),
+            duplicate
+        );
+        assert_eq!(
+            check(vec![nested(vec![delete_of("a", "")], vec![]), put_of("a")]),
+            duplicate
+        );
+        let twice = vec![
+            nested(vec![put_of("a")], vec![]),
+            nested(vec![], vec![put_of("a")]),
+        ];
         assert_eq!(check(twice), duplicate);
     }
 
     #[test]
     fn operations_are_counted_with_the_nested_ones() {
         let many = |n| (0..n).map(|_| delete_of("k", "")).collect::<Vec<_>>();
-        let t = |success| txn(&TxnRequest { success, ..Default::default() }, 4);
+        let t = |success| {
+            txn(
+                &TxnRequest {
+                    success,
+                    ..Default::default()
+                },
+                4,
+            )
+        };
         assert_eq!(t(many(4)), Ok(()));
         assert_eq!(t(many(5)), Err(ApiError::TooManyOps));
         assert_eq!(t(vec![nested(many(3), vec![])]), Ok(()));
@@ -245,6 +302,9 @@ mod tests {
 
     #[test]
     fn an_operation_without_content_is_refused() {
-        assert_eq!(check(vec![RequestOp { request: None }]), Err(ApiError::KeyNotFound));
+        assert_eq!(
+            check(vec![RequestOp { request: None }]),
+            Err(ApiError::KeyNotFound)
+        );
     }
 }

@@ -1,8 +1,7 @@
 //! The KV service: check, convert, propose or read, convert.
 
 use ringkv_engine::apply::Outcome;
-use ringkv_engine::command::{Command, Envelope, Origin};
-use ringkv_engine::command::{ArchivedCommand, check};
+use ringkv_engine::command::{ArchivedCommand, Command, Envelope, Origin, check};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
 use ringkv_engine::txn;
@@ -34,16 +33,15 @@ async fn scan(node: &Node, request: &RangeRequest) -> Result<RangeResult, ApiErr
     let query = convert::range(request);
     let budget = node.shard.limits().pin_keys_max;
     'anew: for _ in 0..RESTARTS_MAX {
-        let first = node.shard.pin(|view| {
-            let state = view.state();
-            let mut scan = RangeScan::begin(&query, &state)?;
-            let more = scan.step(&state, budget)?;
+        let first = node.shard.read(|state| {
+            let mut scan = RangeScan::begin(&query, state)?;
+            let more = scan.step(state, budget)?;
             Ok::<_, ApiError>((scan, more))
         });
         let (mut scan, mut more) = first?;
         while more {
             glommio::executor().yield_task_queue_now().await;
-            match node.shard.pin(|view| scan.step(&view.state(), budget)) {
+            match node.shard.read(|state| scan.step(state, budget)) {
                 Ok(m) => more = m,
                 // It read at what was current then: what is current now serves as well.
                 Err(ApiError::Compacted) if request.revision <= 0 => continue 'anew,
@@ -102,11 +100,15 @@ pub async fn txn(node: &Node, request: &TxnRequest) -> Result<TxnResponse, Statu
             node.shard.read_gate().await?;
         }
         let command = Command::from(request);
-        let record = Envelope { origin: Origin::NONE, command }.to_bytes();
+        let record = Envelope {
+            origin: Origin::NONE,
+            command,
+        }
+        .to_bytes();
         let ArchivedCommand::Txn(archived) = &check(&record).expect("just made").command else {
             unreachable!("made from a transaction")
         };
-        let result = node.shard.pin(|view| txn::read_only(&view.state(), archived))?;
+        let result = node.shard.read(|state| txn::read_only(state, archived))?;
         let header = node.header().at(result.revision);
         return Ok(convert::txn_reply(result, header));
     }
@@ -129,7 +131,9 @@ pub async fn compact(
     node: &Node,
     request: &CompactionRequest,
 ) -> Result<CompactionResponse, Status> {
-    let command = Command::Compact { revision: request.revision };
+    let command = Command::Compact {
+        revision: request.revision,
+    };
     let Outcome::Compact { revision } = node.shard.propose(command).await? else {
         unreachable!("a command has an outcome of its kind")
     };
@@ -139,5 +143,7 @@ pub async fn compact(
             follower.next_view().await;
         }
     }
-    Ok(CompactionResponse { header: node.header().at(revision) })
+    Ok(CompactionResponse {
+        header: node.header().at(revision),
+    })
 }

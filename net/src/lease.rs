@@ -26,7 +26,9 @@ impl IdSource {
     pub fn new(start_ms: u64, shard: u8) -> Self {
         // 40 bits of time, 5 of shards, 18 of counts that may run on into the time.
         let base = (start_ms & ((1 << 40) - 1)) << 23 | u64::from(shard & 31) << 18;
-        Self { next: Cell::new(base) }
+        Self {
+            next: Cell::new(base),
+        }
     }
 
     fn draw(&self) -> LeaseId {
@@ -41,13 +43,25 @@ impl IdSource {
 /// etcd's.
 pub async fn grant(node: &Node, r: &LeaseGrantRequest) -> Result<LeaseGrantResponse, Status> {
     crate::maintenance::check_quota(node, 0).await?;
-    let id = if r.id == 0 { node.lease_ids.draw() } else { r.id };
-    let outcome = node.shard.propose(Command::LeaseGrant { id, ttl: r.ttl }).await?;
+    let id = if r.id == 0 {
+        node.lease_ids.draw()
+    } else {
+        r.id
+    };
+    let outcome = node
+        .shard
+        .propose(Command::LeaseGrant { id, ttl: r.ttl })
+        .await?;
     let Outcome::LeaseGrant { id, ttl, revision } = outcome else {
         unreachable!("a command has an outcome of its kind")
     };
     let header = node.header().at(revision);
-    Ok(LeaseGrantResponse { header, id, ttl, error: String::new() })
+    Ok(LeaseGrantResponse {
+        header,
+        id,
+        ttl,
+        error: String::new(),
+    })
 }
 
 /// Lease.LeaseRevoke.
@@ -55,11 +69,16 @@ pub async fn grant(node: &Node, r: &LeaseGrantRequest) -> Result<LeaseGrantRespo
 /// # Errors
 /// etcd's.
 pub async fn revoke(node: &Node, r: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Status> {
-    let outcome = node.shard.propose(Command::LeaseRevoke { id: r.id }).await?;
+    let outcome = node
+        .shard
+        .propose(Command::LeaseRevoke { id: r.id })
+        .await?;
     let Outcome::LeaseRevoke { revision } = outcome else {
         unreachable!("a command has an outcome of its kind")
     };
-    Ok(LeaseRevokeResponse { header: node.header().at(revision) })
+    Ok(LeaseRevokeResponse {
+        header: node.header().at(revision),
+    })
 }
 
 /// Lease.LeaseKeepAlive: a reply for each request, in order; TTL 0 for a lease that is not there.
@@ -80,7 +99,13 @@ pub async fn keep_alive(
             Err(ApiError::LeaseNotFound) => 0,
             Err(error) => return Err(error.into()),
         };
-        replies.send(&LeaseKeepAliveResponse { header, id: request.id, ttl }).await?;
+        replies
+            .send(&LeaseKeepAliveResponse {
+                header,
+                id: request.id,
+                ttl,
+            })
+            .await?;
     }
     Ok(())
 }
@@ -93,13 +118,28 @@ pub async fn time_to_live(
     node: &Node,
     r: &LeaseTimeToLiveRequest,
 ) -> Result<LeaseTimeToLiveResponse, Status> {
-    let answer = node.shard.ask_lessor(LeaseAsk::TimeToLive(r.id, r.keys)).await;
+    let answer = node
+        .shard
+        .ask_lessor(LeaseAsk::TimeToLive(r.id, r.keys))
+        .await;
     let header = node.header_now();
-    let missing = LeaseTimeToLiveResponse { header, id: r.id, ttl: -1, ..Default::default() };
+    let missing = LeaseTimeToLiveResponse {
+        header,
+        id: r.id,
+        ttl: -1,
+        ..Default::default()
+    };
     match answer {
-        Ok(LeaseAnswer::TimeToLive { granted, remaining, keys }) => {
-            Ok(LeaseTimeToLiveResponse { ttl: remaining, granted_ttl: granted, keys, ..missing })
-        }
+        Ok(LeaseAnswer::TimeToLive {
+            granted,
+            remaining,
+            keys,
+        }) => Ok(LeaseTimeToLiveResponse {
+            ttl: remaining,
+            granted_ttl: granted,
+            keys,
+            ..missing
+        }),
         Ok(_) => unreachable!("an answer is of its question's kind"),
         Err(ApiError::LeaseNotFound) => Ok(missing),
         Err(error) => Err(error.into()),
@@ -115,5 +155,8 @@ pub async fn leases(node: &Node) -> Result<LeaseLeasesResponse, Status> {
         unreachable!("an answer is of its question's kind")
     };
     let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
-    Ok(LeaseLeasesResponse { header: node.header_now(), leases })
+    Ok(LeaseLeasesResponse {
+        header: node.header_now(),
+        leases,
+    })
 }

@@ -7,21 +7,25 @@
 #![forbid(unsafe_code)]
 
 pub mod log;
-
 pub mod pb;
-
 pub mod wire;
-
 pub mod service;
-
 pub mod http;
-
 pub mod front;
-
 pub mod config;
-
 pub mod probe;
-
 pub mod datadir;
-
+pub mod disk;
+pub mod shard;
+pub mod seq;
+pub mod convert;
+pub mod guard;
+pub mod maintenance;
+pub mod kv;
+pub mod lease;
+pub mod cluster;
+pub mod metrics;
+pub mod node;
+pub mod launch;
+pub mod listen;
 pub mod server;

@@ -22,7 +22,10 @@ const ACTIVATE: i32 = 1;
 pub async fn alarm(node: &Node, r: &AlarmRequest) -> Result<AlarmResponse, Status> {
     let alarms = propose_alarm(node, r.action, r.member_id, r.alarm).await?;
     let alarms = alarms.iter().map(alarm_member).collect();
-    Ok(AlarmResponse { header: node.header_now(), alarms })
+    Ok(AlarmResponse {
+        header: node.header_now(),
+        alarms,
+    })
 }
 
 async fn propose_alarm(
@@ -31,7 +34,14 @@ async fn propose_alarm(
     member: MemberId,
     alarm: i32,
 ) -> Result<Vec<(MemberId, i32)>, ApiError> {
-    let outcome = node.shard.propose(Command::Alarm { action, member, alarm }).await?;
+    let outcome = node
+        .shard
+        .propose(Command::Alarm {
+            action,
+            member,
+            alarm,
+        })
+        .await?;
     let Outcome::Alarm { alarms } = outcome else {
         unreachable!("a command has an outcome of its kind")
     };
@@ -114,13 +124,16 @@ pub async fn hash_kv(node: &Node, r: &HashKvRequest) -> Result<HashKvResponse, S
 
 fn past_hash(node: &Node, revision: i64) -> Option<KvHash> {
     let hashes = node.shard.pin(|view| view.hashes.clone());
-    hashes.iter().find(|h| h.revision as i64 == revision).copied()
+    hashes
+        .iter()
+        .find(|h| h.revision as i64 == revision)
+        .copied()
 }
 
 async fn compute_hash(node: &Node, revision: i64) -> Result<KvHash, ApiError> {
     let budget = node.shard.limits().pin_keys_max;
-    let mut scan = node.shard.pin(|view| HashScan::begin(revision, &view.state()))?;
-    while node.shard.pin(|view| scan.step(&view.state(), budget))? {
+    let mut scan = node.shard.read(|state| HashScan::begin(revision, state))?;
+    while node.shard.read(|state| scan.step(state, budget))? {
         glommio::executor().yield_task_queue_now().await;
     }
     Ok(scan.finish())

@@ -94,15 +94,6 @@ impl Services for Node {
         crate::kv::compact(self, &r).await
     }
 
-    async fn watch(
-        &self,
-        ctx: &Ctx,
-        requests: Requests<WatchRequest>,
-        replies: &Replies<WatchResponse>,
-    ) -> Result<(), Status> {
-        crate::watch::watch(self, ctx, requests, replies).await
-    }
-
     async fn lease_grant(
         &self,
         _: &Ctx,
@@ -186,8 +177,12 @@ impl Services for Node {
         request: HealthCheckRequest,
         replies: &Replies<HealthCheckResponse>,
     ) -> Result<(), Status> {
-        let unknown = HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() };
-        replies.send(&health(&request.service).unwrap_or(unknown)).await?;
+        let unknown = HealthCheckResponse {
+            status: ServingStatus::ServiceUnknown.into(),
+        };
+        replies
+            .send(&health(&request.service).unwrap_or(unknown))
+            .await?;
         // Nothing changes while the server runs; the connection's end ends this.
         core::future::pending().await
     }
@@ -195,7 +190,9 @@ impl Services for Node {
 
 fn health(service: &str) -> Option<HealthCheckResponse> {
     let known = service.is_empty() || SERVICES.contains(&service);
-    known.then(|| HealthCheckResponse { status: ServingStatus::Serving.into() })
+    known.then(|| HealthCheckResponse {
+        status: ServingStatus::Serving.into(),
+    })
 }
 
 impl Member for Node {
@@ -209,7 +206,11 @@ impl Member for Node {
 
     fn alarms(&self) -> Vec<AlarmMember> {
         let registry = self.shard.registry();
-        registry.alarms.iter().map(crate::maintenance::alarm_member).collect()
+        registry
+            .alarms
+            .iter()
+            .map(crate::maintenance::alarm_member)
+            .collect()
     }
 
     fn has_leader(&self) -> bool {
@@ -218,7 +219,10 @@ impl Member for Node {
 
     fn is_learner(&self) -> bool {
         let registry = self.shard.registry();
-        let own = registry.members.iter().find(|(id, _)| *id == self.settings.member_id);
+        let own = registry
+            .members
+            .iter()
+            .find(|(id, _)| *id == self.settings.member_id);
         own.is_some_and(|(_, member)| member.learner)
     }
 
@@ -237,4 +241,3 @@ impl Member for Node {
         crate::metrics::write(self, out);
     }
 }
-

@@ -38,7 +38,10 @@ pub struct Mailbox<T> {
 
 impl<T> Default for Mailbox<T> {
     fn default() -> Self {
-        Self { items: RefCell::default(), reader: Cell::new(None) }
+        Self {
+            items: RefCell::default(),
+            reader: Cell::new(None),
+        }
     }
 }
 
@@ -202,7 +205,8 @@ impl Driver {
             if self.sequencer.has_background_work() {
                 executor().yield_task_queue_now().await;
                 let floor = self.watch_floor();
-                self.sequencer.step(now_ms, Event::Background { floor }, &mut actions);
+                self.sequencer
+                    .step(now_ms, Event::Background { floor }, &mut actions);
                 self.carry_out(&mut actions);
             }
         }
@@ -261,14 +265,25 @@ impl Driver {
     fn carry_out(&mut self, actions: &mut Actions) {
         for frame in actions.frames.drain(..) {
             self.idle.last.set(Some(Instant::now()));
-            spawn(write(frame, Rc::clone(&self.writer), Rc::clone(&self.events)));
+            spawn(write(
+                frame,
+                Rc::clone(&self.writer),
+                Rc::clone(&self.events),
+            ));
         }
         for action in actions.wal.drain(..) {
-            spawn(side_job(action, self.data_dir.clone(), Rc::clone(&self.events)));
+            spawn(side_job(
+                action,
+                self.data_dir.clone(),
+                Rc::clone(&self.events),
+            ));
         }
         self.hand_out(actions);
         if self.idle.last.get().is_some() && !self.idle.waiting.replace(true) {
-            spawn(seal_when_idle(Rc::clone(&self.idle), Rc::clone(&self.events)));
+            spawn(seal_when_idle(
+                Rc::clone(&self.idle),
+                Rc::clone(&self.events),
+            ));
         }
     }
 
@@ -282,7 +297,9 @@ impl Driver {
         self.registry_changes = Some(changes);
         for (sequence, outcome) in actions.results.drain(..) {
             let seat = &mut self.seats[usize::from(Origin::shard_of(sequence))];
-            seat.next.results.push((Origin::count_of(sequence), outcome));
+            seat.next
+                .results
+                .push((Origin::count_of(sequence), outcome));
             seat.due = true;
         }
         self.unapplied.append(&mut actions.reads);
@@ -315,7 +332,11 @@ impl Driver {
 
     fn registry(&self) -> Arc<Registry> {
         let machine = self.sequencer.machine();
-        let members = machine.members.iter().map(|(id, member)| (id, member.clone())).collect();
+        let members = machine
+            .members
+            .iter()
+            .map(|(id, member)| (id, member.clone()))
+            .collect();
         Arc::new(Registry {
             members,
             cluster_version: machine.members.cluster_version.clone(),
@@ -340,7 +361,10 @@ async fn tick(heartbeat: Duration, events: Rc<Mailbox<Event>>) {
 async fn write(frame: wal::WriteFrame, writer: Rc<FrameWriter>, events: Rc<Mailbox<Event>>) {
     match writer.write(frame).await {
         Ok(frame) => events.push(Event::Flushed(frame.id, frame.buf)),
-        Err(error) => fatal("failed to write the log; stopping, for what the device holds is unknown", &error),
+        Err(error) => fatal(
+            "failed to write the log; stopping, for what the device holds is unknown",
+            &error,
+        ),
     }
 }
 
@@ -348,10 +372,7 @@ async fn write(frame: wal::WriteFrame, writer: Rc<FrameWriter>, events: Rc<Mailb
 async fn side_job(action: wal::Action, data_dir: PathBuf, events: Rc<Mailbox<Event>>) {
     loop {
         let mut disk = FsDisk::new(&data_dir);
-        let job = executor().spawn_blocking(move || match action {
-            wal::Action::PrepareSegment(prepare) => prepare.run(&mut disk),
-            wal::Action::RemoveSegment(segment) => wal::remove_segment(segment, &mut disk),
-        });
+        let job = executor().spawn_blocking(move || action.run(&mut disk));
         match job.await {
             Ok(()) => break,
             Err(error) if error.kind == ringkv_engine::io::DiskErrorKind::NoSpace => {
@@ -373,7 +394,10 @@ async fn side_job(action: wal::Action, data_dir: PathBuf, events: Rc<Mailbox<Eve
 async fn seal_when_idle(idle: Rc<IdleWatch>, events: Rc<Mailbox<Event>>) {
     loop {
         sleep(SEAL_AFTER).await;
-        let silent = idle.last.get().is_none_or(|last| last.elapsed() >= SEAL_AFTER);
+        let silent = idle
+            .last
+            .get()
+            .is_none_or(|last| last.elapsed() >= SEAL_AFTER);
         if silent {
             break;
         }

@@ -1,40 +1,59 @@
-//! Composition root: data directory, listeners, one executor a shard, and the order of start and
-//! stop.
+//! Composition root: data directory, recovery, rings, listeners, one executor a shard, and the order
+//! of start and stop.
 //!
-//! Runs on the main thread, which then only waits for a signal. Listeners share their ports by
-//! SO_REUSEPORT; before that, an exclusive bind makes sure that no other server has the port.
-//! On stop the listeners go first: with io_uring they would outlive the process by some 10 ms and
-//! swallow connections that are meant for its successor.
+//! Runs on the main thread, which then only waits for a signal. Shard 0 runs the sequencer, so it
+//! starts first and ends last. On stop the listeners go first: with io_uring they would outlive the
+//! process by some 10 ms and swallow connections that are meant for its successor.
 
+use core::sync::atomic::AtomicUsize;
 use core::time::Duration;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::available_parallelism;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_channel::oneshot;
-use glommio::net::{TcpListener, TcpStream};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, Task};
-use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+use glommio::channels::shared_channel::{SharedReceiver, SharedSender, new_bounded};
+use glommio::net::TcpListener;
+use glommio::{
+    ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, Task, executor,
+    spawn_local, spawn_local_into,
+};
+use ringkv_engine::command::Command;
+use ringkv_engine::index::Reader;
+use ringkv_engine::limits::Limits;
+use ringkv_engine::mvcc::View;
+use ringkv_raft::sequencer::{Identity, Sequencer};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
-use crate::config::value::Url;
 use crate::datadir::DataDir;
-use crate::front::{Drain, FrontSettings, Traffic, serve_connection};
+use crate::disk::{FrameWriter, SyncMode, probe_sync_mode};
+use crate::front::{Drain, FrontSettings};
+use crate::http::Access;
+use crate::launch::{Launched, launch};
+use crate::lease::IdSource;
+use crate::listen::{self, Accepted, Connections, Loads, Port};
 use crate::log;
-use crate::pb::etcdserverpb::AlarmMember;
-use crate::service::{Member, Services};
-use crate::wire::Status;
-use ringkv_engine::error::ApiError;
-use ringkv_engine::limits::Limits;
+use crate::node::{Node, Settings};
+use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
+use crate::shard::{Shard, ToSequencer, ToShard};
 
+/// A few turns of an executor's ring.
+const RING_TURN: Duration = Duration::from_millis(2);
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
-/// Pause after a failed accept: usually the process is out of files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Side threads of the sequencer's executor: log segments, and checkpoints beside them.
+const SIDE_THREADS: usize = 2;
+/// etcd's default for `--quota-backend-bytes`, bytes.
+const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
+/// etcd waits this long, and two election timeouts, for a request to be applied.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Cluster version that a new cluster decides on.
+const CLUSTER_VERSION: &str = "3.7.0";
 
 /// Runs a server until SIGTERM or SIGINT, or until it fails; what failed is logged.
 #[must_use]
@@ -53,11 +72,14 @@ fn serve(config: &Config) -> Result<(), String> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("signal handlers: {error}"))?;
     let data_dir = DataDir::open(&config.data_dir)?;
-    let ports = ports(config)?;
+    let ports = listen::ports(config)?;
     if !config.socket_reuse_port {
-        ports.iter().try_for_each(Port::refuse_if_taken)?;
+        listen::refuse_if_taken(&ports, data_dir.had_crashed())?;
     }
-    let shards = start_shards(config, &ports)?;
+    let limits = Limits::PRODUCTION;
+    let launched = launch(config, data_dir.path(), limits)?;
+    let sync_mode = sync_mode(config, &data_dir)?;
+    let shards = start(config, &data_dir, &ports, launched, sync_mode)?;
     log::info!(
         "ready to serve client requests",
         "data-dir" => data_dir.path().display().to_string(),
@@ -73,125 +95,206 @@ fn serve(config: &Config) -> Result<(), String> {
     if let Some(signal) = signals.forever().next() {
         log::info!("received signal; shutting down", "signal" => signal);
     }
-    stop_shards(shards)
+    stop(shards)
 }
 
-/// One address to listen on.
-#[derive(Clone, Copy, Debug)]
-struct Port {
-    address: SocketAddr,
-    traffic: Traffic,
+fn sync_mode(config: &Config, data_dir: &DataDir) -> Result<SyncMode, String> {
+    let mode = if config.unsafe_no_fsync {
+        SyncMode::Unsafe
+    } else {
+        probe_sync_mode(data_dir.path())
+            .map_err(|error| format!("cannot measure the data directory's device: {error}"))?
+    };
+    log::info!("log writes are made durable", "by" => format!("{mode:?}"));
+    Ok(mode)
 }
 
-impl Port {
-    fn new(url: &Url, traffic: Traffic) -> Result<Self, String> {
-        let plain = url.host_port().filter(|_| !url.scheme.is_tls());
-        let Some((host, port)) = plain else {
-            return Err(format!("listening on {url} is not supported yet"));
-        };
-        let port: u16 = port
-            .parse()
-            .map_err(|_| format!("listen tcp: address {port}: invalid port"))?;
-        let addresses = (host, port)
-            .to_socket_addrs()
-            .map_err(|error| format!("listen tcp: lookup {host}: {error}"))?;
-        // Like Go: of a name's addresses, the first of IPv4.
-        let address = addresses.min_by_key(|address| !address.is_ipv4());
-        let address = address.ok_or_else(|| format!("listen tcp: lookup {host}: no such host"))?;
-        Ok(Self { address, traffic })
+/// A running shard.
+struct Running {
+    /// Ends its connections.
+    stop: oneshot::Sender<()>,
+    /// Ends its executor.
+    end: oneshot::Sender<()>,
+    handle: ExecutorJoinHandle<()>,
+}
+
+/// The ends of the rings between shard 0 and another shard that the other one holds.
+struct RemoteEnds {
+    to_sequencer: SharedSender<ToSequencer>,
+    from_sequencer: SharedReceiver<ToShard>,
+    accepted: SharedReceiver<Accepted>,
+}
+
+/// The same rings' ends on shard 0.
+struct HomeEnds {
+    from_shard: SharedReceiver<ToSequencer>,
+    to_shard: SharedSender<ToShard>,
+    accepted: SharedSender<Accepted>,
+}
+
+fn rings(limits: &Limits) -> (HomeEnds, RemoteEnds) {
+    let (to_sequencer, from_shard) = new_bounded(limits.ring_batches_max);
+    let (to_shard, from_sequencer) = new_bounded(limits.ring_batches_max);
+    let (accepting, accepted) = new_bounded(limits.ring_batches_max);
+    (
+        HomeEnds {
+            from_shard,
+            to_shard,
+            accepted: accepting,
+        },
+        RemoteEnds {
+            to_sequencer,
+            from_sequencer,
+            accepted,
+        },
+    )
+}
+
+/// What every shard is given.
+#[derive(Clone)]
+struct Common {
+    identity: Identity,
+    settings: Settings,
+    front: FrontSettings,
+    reader: Reader<View>,
+    loads: Loads,
+    timeout_s: u32,
+    start_ms: u64,
+}
+
+impl Common {
+    fn shard(&self, id: usize, port: Box<dyn crate::shard::Port>) -> Rc<Shard> {
+        let id = u8::try_from(id).expect("at most 256 shards");
+        let reader = self.reader.clone();
+        Shard::new(
+            id,
+            self.identity,
+            Limits::PRODUCTION,
+            self.timeout_s,
+            port,
+            reader,
+        )
     }
 
-    const fn traffic_name(&self) -> &'static str {
-        match self.traffic {
-            Traffic::Both => "grpc+http",
-            Traffic::Grpc => "grpc",
-            Traffic::Http => "http",
-        }
-    }
-
-    /// Fails if anybody listens on the address. Sockets with SO_REUSEPORT would share it silently.
-    fn refuse_if_taken(&self) -> Result<(), String> {
-        let family = if self.address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
+    fn connections(&self, id: usize, shard: &Rc<Shard>) -> Rc<Connections<Node>> {
+        let node = Node {
+            shard: Rc::clone(shard),
+            settings: Rc::new(self.settings.clone()),
+            lease_ids: IdSource::new(self.start_ms, shard.id()),
         };
-        let probe = || {
-            let probe = socket(family, SocketType::STREAM, None)?;
-            sockopt::set_socket_reuseaddr(&probe, true)?;
-            bind(&probe, &self.address)
-        };
-        probe().map_err(|errno| self.bind_error(errno.into()))
-    }
-
-    fn bind_error(&self, error: std::io::Error) -> String {
-        let reason = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "address already in use".to_owned(),
-            std::io::ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
-            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-            _ => error.to_string(),
-        };
-        format!("listen tcp {}: bind: {reason}", self.address)
+        Rc::new(Connections {
+            node: Rc::new(node),
+            settings: self.front.clone(),
+            drain: Drain::default(),
+            loads: self.loads.clone(),
+            shard: id,
+        })
     }
 }
 
-fn ports(config: &Config) -> Result<Vec<Port>, String> {
-    let split = !config.listen_client_http_urls.is_empty();
-    let client = if split { Traffic::Grpc } else { Traffic::Both };
-    let http = config
-        .listen_client_http_urls
-        .iter()
-        .chain(&config.listen_metrics_urls);
-    let urls = config
-        .listen_client_urls
-        .iter()
-        .map(|url| (url, client))
-        .chain(http.map(|url| (url, Traffic::Http)));
-    urls.map(|(url, traffic)| Port::new(url, traffic)).collect()
+/// What only shard 0 is given.
+struct Home {
+    sequencer: Sequencer,
+    ends: Vec<HomeEnds>,
+    ports: Vec<Port>,
+    data_dir: PathBuf,
+    sync_mode: SyncMode,
+    heartbeat: Duration,
+    name: String,
+    client_urls: Vec<String>,
 }
 
-/// A running shard: what stops it, and its thread.
-type Shard = (oneshot::Sender<()>, ExecutorJoinHandle<()>);
+type Ready = mpsc::Sender<Result<(), String>>;
 
-/// Starts all executors and waits until all of them listen.
-fn start_shards(config: &Config, ports: &[Port]) -> Result<Vec<Shard>, String> {
+/// Starts all executors and waits until they serve.
+fn start(
+    config: &Config,
+    data_dir: &DataDir,
+    ports: &[Port],
+    launched: Launched,
+    sync_mode: SyncMode,
+) -> Result<Vec<Running>, String> {
     let cores = available_parallelism().map_or(1, core::num::NonZero::get);
-    let count = config.shards.unwrap_or(cores);
-    let settings = front_settings(config);
-    let (listening, listens) = mpsc::channel();
+    let count = config.shards.unwrap_or(cores).clamp(1, 256);
+    let common = Common {
+        identity: launched.identity,
+        settings: settings(config, &launched),
+        front: front_settings(config),
+        reader: launched.sequencer.reader(),
+        loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
+        timeout_s: (REQUEST_TIMEOUT + 2 * config.election_timeout).as_secs() as u32,
+        start_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as u64),
+    };
+    let (home_ends, remote_ends): (Vec<_>, Vec<_>) =
+        (1..count).map(|_| rings(&Limits::PRODUCTION)).unzip();
+    let home = Home {
+        sequencer: launched.sequencer,
+        ends: home_ends,
+        ports: ports.to_vec(),
+        data_dir: data_dir.path().to_owned(),
+        sync_mode,
+        heartbeat: config.heartbeat_interval,
+        name: config.name.clone(),
+        client_urls: config
+            .advertise_client_urls
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+    };
+    let (ready, readies) = mpsc::channel();
+    // Pinning pays only where a core can be spared for other processes.
+    let pinned = cores > 2 && count <= cores;
     let mut shards = Vec::with_capacity(count);
-    for id in 0..count {
-        // Pinning pays only where a core can be spared for other processes.
-        let pinned = cores > 2 && count <= cores;
-        let placement = if pinned {
-            Placement::Fixed(id)
-        } else {
-            Placement::Unbound
-        };
-        let (stop, stopped) = oneshot::channel();
-        let (ports, listening) = (ports.to_vec(), listening.clone());
-        let handle = LocalExecutorBuilder::new(placement)
-            .name(&format!("shard-{id}"))
-            .spawn(move || run_shard(ports, settings, listening, stopped))
-            .map_err(|error| format!("cannot start shard {id}: {error}"))?;
-        shards.push((stop, handle));
+    shards.push(spawn_shard(0, pinned, {
+        let (common, ready) = (common.clone(), ready.clone());
+        |stop, end| run_home(home, common, ready, stop, end)
+    })?);
+    for (i, ends) in remote_ends.into_iter().enumerate() {
+        let (common, ready) = (common.clone(), ready.clone());
+        shards.push(spawn_shard(i + 1, pinned, move |stop, end| {
+            run_remote(i + 1, ends, common, ready, stop, end)
+        })?);
     }
     for _ in 0..count {
-        listens
+        readies
             .recv()
             .map_err(|_| "a shard ended at its start".to_owned())??;
     }
     Ok(shards)
 }
 
-fn stop_shards(shards: Vec<Shard>) -> Result<(), String> {
-    let mut handles = Vec::with_capacity(shards.len());
-    for (stop, handle) in shards {
+fn spawn_shard<F: Future<Output = ()> + 'static>(
+    id: usize,
+    pinned: bool,
+    run: impl FnOnce(oneshot::Receiver<()>, oneshot::Receiver<()>) -> F + Send + 'static,
+) -> Result<Running, String> {
+    let placement = if pinned {
+        Placement::Fixed(id)
+    } else {
+        Placement::Unbound
+    };
+    let (stop, stopped) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let handle = LocalExecutorBuilder::new(placement)
+        .name(&format!("shard-{id}"))
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(SIDE_THREADS))
+        .spawn(move || run(stopped, ended))
+        .map_err(|error| format!("cannot start shard {id}: {error}"))?;
+    Ok(Running { stop, end, handle })
+}
+
+fn stop(shards: Vec<Running>) -> Result<(), String> {
+    let mut running = Vec::with_capacity(shards.len());
+    for Running { stop, end, handle } in shards {
         // A shard that has ended by itself is seen when joined.
         let _ = stop.send(());
-        handles.push(handle);
+        running.push((end, handle));
     }
-    for handle in handles {
+    // Shard 0 last: the others' requests need its sequencer.
+    while let Some((end, handle)) = running.pop() {
+        let _ = end.send(());
         handle
             .join()
             .map_err(|error| format!("a shard failed: {error}"))?;
@@ -199,9 +302,30 @@ fn stop_shards(shards: Vec<Shard>) -> Result<(), String> {
     Ok(())
 }
 
+fn settings(config: &Config, launched: &Launched) -> Settings {
+    let quota = u64::try_from(config.quota_backend_bytes).unwrap_or(u64::MAX);
+    Settings {
+        cluster_id: launched.cluster_id,
+        member_id: launched.identity.member,
+        txn_ops_max: usize::try_from(config.max_txn_ops).unwrap_or(usize::MAX),
+        request_bytes_max: usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX),
+        quota_bytes: if quota == 0 {
+            QUOTA_BYTES_DEFAULT
+        } else {
+            quota
+        },
+        watch_progress_ms: config.watch_progress_notify_interval.as_millis() as u64,
+    }
+}
+
 fn front_settings(config: &Config) -> FrontSettings {
     let request_bytes = usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX);
+    let defaults = FrontSettings::default();
     FrontSettings {
+        access: Arc::new(Access {
+            origins: config.cors.clone(),
+            hosts: config.host_whitelist.clone(),
+        }),
         request_bytes_max: request_bytes.saturating_add(Limits::PRODUCTION.grpc_overhead_bytes),
         streams_max: config.max_concurrent_streams,
         keepalive_interval: config.grpc_keepalive_interval.filter(|_| {
@@ -210,118 +334,144 @@ fn front_settings(config: &Config) -> FrontSettings {
         }),
         keepalive_timeout: config
             .grpc_keepalive_timeout
-            .unwrap_or(FrontSettings::DEFAULT.keepalive_timeout),
-        ..FrontSettings::DEFAULT
+            .unwrap_or(defaults.keepalive_timeout),
+        ..defaults
     }
 }
 
-async fn run_shard(
-    ports: Vec<Port>,
-    settings: FrontSettings,
-    listening: mpsc::Sender<Result<(), String>>,
-    stopped: oneshot::Receiver<()>,
-) {
-    let node = Rc::new(Storeless);
-    let drain = Drain::default();
-    let mut accepting: Vec<Task<()>> = Vec::with_capacity(ports.len());
-    for port in ports {
-        let listener = match TcpListener::bind(port.address) {
-            Ok(listener) => listener,
-            Err(error) => {
-                let _ = listening.send(Err(port.bind_error(error.into())));
-                return;
-            }
-        };
-        let settings = FrontSettings {
-            traffic: port.traffic,
-            ..settings
-        };
-        let accept = accept(listener, node.clone(), settings, drain.clone());
-        accepting.push(glommio::spawn_local(accept));
-    }
-    // The receiver is gone only if another shard has failed.
-    let _ = listening.send(Ok(()));
-    // An error means that the main thread is gone, which is as good as a signal.
-    let _ = stopped.await;
-    for task in accepting {
-        task.cancel().await;
-    }
-    if !drain.finish(DRAIN_PATIENCE).await {
-        log::warn!("connections were cut at shutdown", "count" => drain.open_count());
-    }
-}
-
-/// Accepts connections until cancelled, each served by a task of its own on this shard.
-pub async fn accept<N: Services + Member>(
-    listener: TcpListener,
-    node: Rc<N>,
-    settings: FrontSettings,
-    drain: Drain,
-) {
-    loop {
-        match listener.accept().await {
-            Ok(stream) => spawn_connection(stream, node.clone(), settings, drain.clone()),
-            Err(error) => {
-                log::warn!("cannot accept a connection", "error" => error.to_string());
-                glommio::timer::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-fn spawn_connection<N: Services + Member>(
-    stream: TcpStream,
-    node: Rc<N>,
-    settings: FrontSettings,
-    drain: Drain,
-) {
-    // A connection that was reset before it was accepted has no address and no future.
-    let Ok(remote) = stream.peer_addr() else {
-        return;
-    };
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
-    let task = async move {
-        serve_connection(stream, &remote.to_string(), node, &settings, &drain).await;
-    };
-    let queue = glommio::executor().current_task_queue();
-    glommio::spawn_local_into(task, queue)
-        .expect("the queue that runs this task exists")
+fn spawn(task: impl Future<Output = ()> + 'static) {
+    spawn_local_into(task, executor().current_task_queue())
+        .expect("the queue we run in exists")
         .detach();
 }
 
-/// A member without a store: every RPC is unimplemented, every read finds no leader.
-struct Storeless;
-
-impl Services for Storeless {}
-
-impl Member for Storeless {
-    fn cluster_version(&self) -> Option<String> {
-        None
+async fn seconds(shard: Rc<Shard>) {
+    loop {
+        glommio::timer::sleep(Duration::from_secs(1)).await;
+        shard.second_passed();
     }
+}
 
-    fn storage_version(&self) -> Option<String> {
-        None
+async fn run_remote(
+    id: usize,
+    ends: RemoteEnds,
+    common: Common,
+    ready: Ready,
+    stop: oneshot::Receiver<()>,
+    end: oneshot::Receiver<()>,
+) {
+    let outbox = Rc::new(Mailbox::default());
+    let shard = common.shard(id, Box::new(LocalPort(Rc::clone(&outbox))));
+    let connections = common.connections(id, &shard);
+    let to_sequencer = ends.to_sequencer.connect().await;
+    let from_sequencer = ends.from_sequencer.connect().await;
+    let accepted = ends.accepted.connect().await;
+    spawn(seq::pump(outbox, to_sequencer));
+    spawn(seq::deliver(from_sequencer, Rc::clone(&shard)));
+    spawn(Rc::clone(&connections).take_over(accepted));
+    spawn(seconds(shard));
+    // The receiver is gone only if another shard has failed.
+    let _ = ready.send(Ok(()));
+    drain(&connections.drain, stop).await;
+    let _ = end.await;
+}
+
+async fn run_home(
+    home: Home,
+    common: Common,
+    ready: Ready,
+    stop: oneshot::Receiver<()>,
+    end: oneshot::Receiver<()>,
+) {
+    let inbox: Rc<Mailbox<ToSequencer>> = Rc::default();
+    let shard = common.shard(0, Box::new(LocalPort(Rc::clone(&inbox))));
+    let mut outlets = vec![Outlet::Local(Rc::clone(&shard))];
+    let mut others = Vec::with_capacity(home.ends.len());
+    for ends in home.ends {
+        let from_shard = ends.from_shard.connect().await;
+        let to_shard = ends.to_shard.connect().await;
+        others.push(ends.accepted.connect().await);
+        let mailbox = Rc::new(Mailbox::default());
+        spawn(seq::collect(from_shard, Rc::clone(&inbox)));
+        spawn(seq::pump(Rc::clone(&mailbox), to_shard));
+        outlets.push(Outlet::Remote(mailbox));
     }
+    let writer = FrameWriter::new(&home.data_dir, home.sync_mode);
+    let driver = Driver::new(home.sequencer, outlets, inbox, writer, home.data_dir);
+    spawn(driver.run(home.heartbeat));
+    spawn(seconds(Rc::clone(&shard)));
 
-    fn alarms(&self) -> Vec<AlarmMember> {
-        Vec::new()
+    if let Err(error) = announce(&shard, &home.name, home.client_urls).await {
+        let _ = ready.send(Err(format!(
+            "cannot publish this member to the cluster: {error}"
+        )));
+        return;
     }
-
-    fn has_leader(&self) -> bool {
-        false
+    let connections = common.connections(0, &shard);
+    let others = Rc::new(others);
+    let mut accepting: Vec<Task<()>> = Vec::with_capacity(home.ports.len());
+    for port in home.ports {
+        match TcpListener::bind(port.address) {
+            Ok(listener) => accepting.push(spawn_local(listen::accept(
+                listener,
+                port.traffic,
+                Rc::clone(&connections),
+                Rc::clone(&others),
+            ))),
+            Err(error) => {
+                let _ = ready.send(Err(port.bind_error(error.into())));
+                return;
+            }
+        }
     }
+    let _ = ready.send(Ok(()));
+    let _ = stop.await;
+    close_listeners(accepting).await;
+    drain_now(&connections.drain).await;
+    let _ = end.await;
+}
 
-    fn is_learner(&self) -> bool {
-        false
+/// Cancels accept tasks and waits until the kernel has closed their sockets too.
+async fn close_listeners(accepting: Vec<Task<()>>) {
+    for task in accepting {
+        task.cancel().await;
     }
+    // The ring holds a socket until the cancelled poll has gone through it.
+    glommio::timer::sleep(RING_TURN).await;
+}
 
-    async fn probe_read(&self, _serializable: bool) -> Result<(), Status> {
-        Err(ApiError::NoLeader.into())
+/// Tells the cluster this member's name and URLs, and a new cluster its version.
+async fn announce(
+    shard: &Rc<Shard>,
+    name: &str,
+    client_urls: Vec<String>,
+) -> Result<(), ringkv_engine::error::ApiError> {
+    let member = shard.identity().member;
+    shard
+        .propose(Command::MemberAttributes {
+            member,
+            name,
+            client_urls,
+        })
+        .await?;
+    if shard.registry().cluster_version.is_none() {
+        shard
+            .propose(Command::ClusterVersion {
+                version: CLUSTER_VERSION,
+            })
+            .await?;
     }
+    Ok(())
+}
 
-    fn health_checked(&self, _kind: &'static str, _check: &'static str, _passed: bool) {}
+async fn drain(drain: &Drain, stop: oneshot::Receiver<()>) {
+    // An error means that the main thread is gone, which is as good as a signal.
+    let _ = stop.await;
+    drain_now(drain).await;
+}
 
-    fn write_metrics(&self, _out: &mut String) {}
+async fn drain_now(drain: &Drain) {
+    if !drain.finish(DRAIN_PATIENCE).await {
+        log::warn!("connections were cut at shutdown", "count" => drain.open_count());
+    }
 }

@@ -22,8 +22,8 @@ use ringkv_engine::command::{BatchWriter, Command, Envelope, Origin};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::index::Reader;
 use ringkv_engine::limits::Limits;
-use ringkv_engine::mvcc::View;
 use ringkv_engine::members::Member;
+use ringkv_engine::mvcc::{State, View};
 use ringkv_engine::types::{MemberId, ShardId};
 use ringkv_raft::sequencer::{Identity, LeaseAnswer, LeaseAsk, Status};
 
@@ -93,7 +93,11 @@ enum Slot<T> {
 impl<T> Waiting<T> {
     fn new() -> Self {
         // 0 means "nobody".
-        Self { first: 1, slots: VecDeque::new(), taken: 0 }
+        Self {
+            first: 1,
+            slots: VecDeque::new(),
+            taken: 0,
+        }
     }
 
     fn len(&self) -> usize {
@@ -106,11 +110,14 @@ impl<T> Waiting<T> {
     }
 
     fn slot(&mut self, number: u64) -> Option<&mut Slot<T>> {
-        self.slots.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+        self.slots
+            .get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
     fn fulfil(&mut self, number: u64, value: T) {
-        let Some(slot) = self.slot(number) else { return };
+        let Some(slot) = self.slot(number) else {
+            return;
+        };
         if let Slot::Waits(_, waker) = slot {
             let waker = waker.take();
             *slot = Slot::Ready(value);
@@ -161,7 +168,9 @@ impl<T> Waiting<T> {
     /// Fulfils with `value` what waits since before `second`.
     fn expire(&mut self, second: u32, mut value: impl FnMut() -> T) {
         for slot in &mut self.slots {
-            let Slot::Waits(since, waker) = slot else { continue };
+            let Slot::Waits(since, waker) = slot else {
+                continue;
+            };
             if *since >= second {
                 break;
             }
@@ -264,15 +273,26 @@ impl Shard {
         self.id
     }
 
+    /// Which member, in which run.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Bounds.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Reads the newest View, for at most a millisecond or `pin_keys_max` keys.
+    /// The newest View's numbers.
     pub fn pin<R>(&self, f: impl FnOnce(&View) -> R) -> R {
-        self.reader.pin(f)
+        self.reader.pin(|view, _| f(view))
+    }
+
+    /// Reads the newest View's keys, for at most a millisecond or `pin_keys_max` keys.
+    pub fn read<R>(&self, f: impl FnOnce(&State<'_>) -> R) -> R {
+        self.reader.pin(|view, pin| f(&view.state(pin)))
     }
 
     /// Where consensus stood at the last word from the sequencer.
@@ -287,7 +307,12 @@ impl Shard {
     /// What apply said, `TooManyRequests`, `Timeout`.
     pub async fn propose(self: &Rc<Self>, command: Command<'_>) -> Result<Outcome, ApiError> {
         let count = self.submit(command)?;
-        let mut wait = Wait { shard: self, of: Shard::results, number: count, done: false };
+        let mut wait = Wait {
+            shard: self,
+            of: Shard::results,
+            number: count,
+            done: false,
+        };
         match wait.ready().await {
             Outcome::Failed(error) => Err(error),
             outcome => Ok(outcome),
@@ -309,7 +334,11 @@ impl Shard {
         }
         let count = results.open(self.second.get());
         let Identity { member, start } = self.identity;
-        let origin = Origin { member, start, sequence: Origin::sequence_of(self.id, count) };
+        let origin = Origin {
+            member,
+            start,
+            sequence: Origin::sequence_of(self.id, count),
+        };
         let full = {
             let mut batch = self.batch.borrow_mut();
             batch.push(&Envelope { origin, command });
@@ -338,7 +367,12 @@ impl Shard {
             leases.open(self.second.get())
         };
         self.port.send(ToSequencer::Lease(self.id, number, ask));
-        let mut wait = Wait { shard: self, of: Shard::leases, number, done: false };
+        let mut wait = Wait {
+            shard: self,
+            of: Shard::leases,
+            number,
+            done: false,
+        };
         match wait.ready().await {
             LeaseAnswer::Failed(error) => Err(error),
             answer => Ok(answer),
@@ -427,7 +461,10 @@ impl Shard {
         if let Some(registry) = message.registry {
             self.registry.replace(registry);
         }
-        self.view_waiters.borrow_mut().drain(..).for_each(Waker::wake);
+        self.view_waiters
+            .borrow_mut()
+            .drain(..)
+            .for_each(Waker::wake);
     }
 
     fn confirm_rounds(&self, reads: &[u64]) {
@@ -457,7 +494,10 @@ impl Shard {
         if self.followers.get() == 1 {
             self.port.send(ToSequencer::Follow(self.id, true));
         }
-        Follower { shard: Rc::clone(self), seen: self.view_count.get() }
+        Follower {
+            shard: Rc::clone(self),
+            seen: self.view_count.get(),
+        }
     }
 
     /// To be called once a second: ends what has waited for longer than a request may.
@@ -465,8 +505,12 @@ impl Shard {
         let second = self.second.get() + 1;
         self.second.set(second);
         let oldest = second.saturating_sub(self.timeout_s);
-        self.results.borrow_mut().expire(oldest, || Outcome::Failed(ApiError::Timeout));
-        self.leases.borrow_mut().expire(oldest, || LeaseAnswer::Failed(ApiError::Timeout));
+        self.results
+            .borrow_mut()
+            .expire(oldest, || Outcome::Failed(ApiError::Timeout));
+        self.leases
+            .borrow_mut()
+            .expire(oldest, || LeaseAnswer::Failed(ApiError::Timeout));
         let rounds = self.rounds.borrow();
         for round in rounds.open.iter().filter(|r| r.since.get() < oldest) {
             round.end(Err(ApiError::Timeout));
@@ -489,7 +533,10 @@ impl Follower {
                 self.seen = count;
                 return Poll::Ready(());
             }
-            self.shard.view_waiters.borrow_mut().push(cx.waker().clone());
+            self.shard
+                .view_waiters
+                .borrow_mut()
+                .push(cx.waker().clone());
             Poll::Pending
         })
         .await;
@@ -501,7 +548,9 @@ impl Drop for Follower {
         let followers = &self.shard.followers;
         followers.set(followers.get() - 1);
         if followers.get() == 0 {
-            self.shard.port.send(ToSequencer::Follow(self.shard.id, false));
+            self.shard
+                .port
+                .send(ToSequencer::Follow(self.shard.id, false));
         }
     }
 }

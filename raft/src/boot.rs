@@ -40,6 +40,6 @@ mod tests {
         // What etcd 3.7.1 started with its defaults reports (`etcdctl endpoint status -w json`).
         let member = member_id(&["http://localhost:2380".to_owned()], "etcd-cluster");
         assert_eq!(member, 0x8e9e_05c5_2164_694d);
-        assert_eq!(cluster_id(&[member]), 0xcdf8_18_194e_3a8c32);
+        assert_eq!(cluster_id(&[member]), 0xcdf8_1819_4e3a_8c32);
     }
 }

@@ -8,9 +8,10 @@
 
 use std::collections::VecDeque;
 
-use raft_rs::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft_rs::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft_rs::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use ringkv_engine::types::{Index, Term};
+use ringkv_engine::wal::{EntryKind, LogEntry};
 
 /// What an entry costs in RAM beside its payload, bytes.
 const ENTRY_OVERHEAD_BYTES: usize = size_of::<Entry>();
@@ -57,6 +58,29 @@ impl Log {
         }
         self.bytes += cost(&entry);
         self.entries.push_back(entry);
+    }
+
+    /// What recovery knows at its end: term, vote, and a commit index raised to what the checkpoint
+    /// covers.
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    /// Appends an entry that recovery has read.
+    pub fn recover(&mut self, entry: LogEntry) {
+        let kind = match entry.kind {
+            EntryKind::Normal | EntryKind::Empty => EntryType::EntryNormal,
+            EntryKind::ConfChange => EntryType::EntryConfChange,
+            EntryKind::ConfChangeV2 => EntryType::EntryConfChangeV2,
+        };
+        let mut recovered = Entry {
+            index: entry.index,
+            term: entry.term,
+            ..Entry::default()
+        };
+        recovered.data = entry.payload;
+        recovered.set_entry_type(kind);
+        self.append(recovered);
     }
 
     /// Drops entries up to `applied` from RAM while the tail is longer than `bytes_max`.

@@ -11,7 +11,7 @@
 
 use bytes::Bytes;
 use raft_rs::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft_rs::{Config, RawNode, ReadOnlyOption, Ready, StateRole, Storage};
+use raft_rs::{Config, RawNode, ReadOnlyOption, Ready, StateRole};
 use ringkv_engine::limits::Limits;
 use ringkv_engine::types::{Index, MemberId, Term};
 use slog::{Discard, Logger, o};
