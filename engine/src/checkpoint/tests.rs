@@ -182,7 +182,7 @@ fn answers(machine: &Machine) -> Answers {
             let mut range = RangeScan::begin(&query, state).expect("readable");
             while range.step(state, 3).expect("readable") {}
             let mut hash = HashScan::begin(at, state).expect("readable");
-            while hash.step(state, 3).expect("readable") {}
+            while hash.step(3) {}
             (range.finish(), hash.finish())
         })
     };
