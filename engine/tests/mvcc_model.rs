@@ -391,6 +391,27 @@ fn the_hash_of_a_compaction_at_the_last_deletion() {
     run(&steps);
 }
 
+/// A hash on its way needs revisions that a compaction after its begin drops.
+#[test]
+fn a_compaction_does_not_reach_a_hash_on_its_way() {
+    let put_a = || {
+        Step::Change(Change::Put(Put {
+            key: b"a".to_vec(),
+            ..Put::default()
+        }))
+    };
+    let mut steps: Vec<Step> = (0..30).map(|_| put_a()).collect();
+    steps.extend([
+        Step::Publish,
+        Step::Hash { back: 0 },
+        Step::ResumeHash { budget: 1 },
+        Step::Change(Change::Compact { back: 1 }),
+    ]);
+    steps.extend((0..40).map(|_| Step::Slice { floor: true }));
+    steps.extend([Step::Publish, Step::ResumeHash { budget: 100 }]);
+    run(&steps);
+}
+
 #[test]
 fn a_raised_alarm_refuses_what_grows() {
     let alarm = |action, alarm| Step::Change(Change::Alarm { action, alarm });

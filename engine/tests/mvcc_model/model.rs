@@ -112,6 +112,9 @@ fn within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
     }
 }
 
+/// TTL and keys of a lease, by its id.
+pub type LeaseRow = (i64, (i64, Vec<Vec<u8>>));
+
 #[derive(Clone)]
 pub struct Model {
     log: Vec<Entry>,
@@ -170,7 +173,7 @@ impl Model {
     }
 
     /// Each lease with its TTL and keys.
-    pub fn leases(&self) -> Vec<(i64, (i64, Vec<Vec<u8>>))> {
+    pub fn leases(&self) -> Vec<LeaseRow> {
         let live = self.live(self.revision, b"\0", b"\0");
         let keys = |id| {
             let of = live.iter().filter(|kv| kv.lease == id);

@@ -148,12 +148,14 @@ pub struct Transaction {
 impl Transaction {
     pub fn command(&self) -> command::Txn<'_> {
         fn ops(ops: &[Op]) -> Vec<TxnOp<'_>> {
-            let op = |op| match op {
-                &Op::Range(ref r) => TxnOp::Range(r.command()),
-                Op::Put(p) => TxnOp::Put(p.command()),
-                Op::Delete(d) => TxnOp::DeleteRange(d.command()),
-                Op::Txn(t) => TxnOp::Txn(t.command()),
-            };
+            fn op(op: &Op) -> TxnOp<'_> {
+                match op {
+                    Op::Range(r) => TxnOp::Range(r.command()),
+                    Op::Put(p) => TxnOp::Put(p.command()),
+                    Op::Delete(d) => TxnOp::DeleteRange(d.command()),
+                    Op::Txn(t) => TxnOp::Txn(t.command()),
+                }
+            }
             ops.iter().map(op).collect()
         }
         command::Txn {
@@ -208,7 +210,7 @@ fn range_end() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn lease() -> impl Strategy<Value = i64> {
-    prop_oneof![3 => Just(0i64), 3 => 1..4i64]
+    prop_oneof![6 => Just(0i64), 3 => 1..4i64]
 }
 
 fn rarely() -> impl Strategy<Value = bool> {
@@ -229,7 +231,9 @@ fn put() -> impl Strategy<Value = Put> {
 }
 
 fn delete() -> impl Strategy<Value = Delete> {
-    (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| Delete {
+    // Mostly one key, or little would ever be there.
+    let range_end = prop_oneof![4 => Just(vec![]), 1 => range_end()];
+    (key(), range_end, any::<bool>()).prop_map(|(key, range_end, prev_kv)| Delete {
         key,
         range_end,
         prev_kv,
@@ -241,7 +245,8 @@ fn filter() -> impl Strategy<Value = i64> {
 }
 
 fn query() -> impl Strategy<Value = Query> {
-    let span = (key(), range_end());
+    let whole = (Just(b"\0".to_vec()), Just(vec![0]));
+    let span = prop_oneof![1 => whole, 1 => (key(), range_end())];
     let revision = prop_oneof![
         4 => Just(0i64),
         4 => 1000..1012i64,
@@ -316,11 +321,11 @@ fn change() -> impl Strategy<Value = Change> {
     let back = prop_oneof![6 => 0..6i64, 1 => -2..60i64];
     let alarm = prop_oneof![Just((1, 1)), Just((1, 2)), Just((0, 0)), Just((3, 1))];
     prop_oneof![
-        8 => put().prop_map(Change::Put),
-        4 => delete().prop_map(Change::Delete),
-        8 => transaction(op()).prop_map(Change::Txn),
+        24 => put().prop_map(Change::Put),
+        6 => delete().prop_map(Change::Delete),
+        12 => transaction(op()).prop_map(Change::Txn),
         2 => back.prop_map(|back| Change::Compact { back }),
-        3 => (prop_oneof![9 => id(), 1 => Just(0i64)], ttl)
+        4 => (prop_oneof![9 => id(), 1 => Just(0i64)], ttl)
             .prop_map(|(id, ttl)| Change::Grant { id, ttl }),
         1 => id().prop_map(|id| Change::Revoke { id }),
         1 => (prop::collection::vec(id(), 1..3), rarely())
