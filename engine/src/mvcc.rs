@@ -285,7 +285,9 @@ impl Store {
         let Some(at) = u64::try_from(revision).ok().filter(|r| *r <= self.revision) else {
             return Err(ApiError::FutureRev);
         };
-        let hash = Some(HashScan::under(self.compacted, at));
+        // etcd keeps a hash only of a compaction that found the one before it finished.
+        let idle = self.compactions.is_empty();
+        let hash = idle.then(|| self.with_state(|state| HashScan::of_compaction(at, state)));
         self.compacted = revision;
         // One on its way and one waiting is all there is: a later one covers an earlier one.
         self.compactions.truncate(1);
@@ -304,12 +306,10 @@ impl Store {
             return false;
         };
         if let Some(mut scan) = compaction.hash.take() {
-            let budget = self.limits.slice_keys_max;
-            match self.with_state(|state| scan.step(state, budget)) {
-                Ok(true) => compaction.hash = Some(scan),
-                Ok(false) => self.remember_hash(scan.finish()),
-                // Overtaken by a later compaction: etcd keeps no hash then, either.
-                Err(_) => {}
+            if scan.step(self.limits.slice_keys_max) {
+                compaction.hash = Some(scan);
+            } else {
+                self.remember_hash(scan.finish());
             }
             self.compactions.push_front(compaction);
             return true;

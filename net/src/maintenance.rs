@@ -133,7 +133,7 @@ fn past_hash(node: &Node, revision: i64) -> Option<KvHash> {
 async fn compute_hash(node: &Node, revision: i64) -> Result<KvHash, ApiError> {
     let budget = node.shard.limits().pin_keys_max;
     let mut scan = node.shard.read(|state| HashScan::begin(revision, state))?;
-    while node.shard.read(|state| scan.step(state, budget))? {
+    while scan.step(budget) {
         glommio::executor().yield_task_queue_now().await;
     }
     Ok(scan.finish())

@@ -7,7 +7,7 @@
 
 use super::State;
 use crate::error::ApiError;
-use crate::revtable::Record;
+use crate::revtable::{Record, RevSnapshot};
 use crate::types::Revision;
 
 /// The answer of a HashKV.
@@ -21,8 +21,10 @@ pub struct KvHash {
     pub revision: u64,
 }
 
-/// A hash on its way; steps may run on newer and newer States.
+/// A hash on its way. It holds the revisions as they were when it began, so that no compaction
+/// takes away what it has yet to hash, and may go on on any core.
 pub struct HashScan {
+    revs: RevSnapshot,
     compacted: i64,
     at: u64,
     next: Revision,
@@ -31,6 +33,9 @@ pub struct HashScan {
     /// Where none is, etcd's filter is off: what compaction leaves behind counts.
     none_live: u32,
     any_live: bool,
+    /// Whether a tombstone of `at` itself counts as live when it comes to the filter: in etcd the
+    /// hash of a compaction keeps it, that of a request does not.
+    keeps_tombstone: bool,
 }
 
 impl HashScan {
@@ -50,43 +55,49 @@ impl HashScan {
         } else {
             u64::try_from(revision).unwrap_or(0)
         };
-        Ok(Self::under(state.compacted, at))
+        Ok(Self::new(state, at))
     }
 
-    /// For revision `at` as under compact revision `compacted`.
+    /// For a compaction at `at`, as long as `state` has the compact revision before it.
     #[must_use]
-    pub fn under(compacted: i64, at: u64) -> Self {
+    pub fn of_compaction(at: u64, state: &State<'_>) -> Self {
+        Self {
+            keeps_tombstone: true,
+            ..Self::new(state, at)
+        }
+    }
+
+    fn new(state: &State<'_>, at: u64) -> Self {
         let seed = crc32c::crc32c(b"key");
         Self {
-            compacted,
+            revs: state.revs.clone(),
+            compacted: state.compacted,
             at,
             next: Revision::ZERO,
             some_live: seed,
             none_live: seed,
             any_live: false,
+            keeps_tombstone: false,
         }
     }
 
     /// Hashes up to `budget` revisions; true while there are more.
-    ///
-    /// # Errors
-    /// `Compacted` when a compaction has passed the revision meanwhile.
-    pub fn step(&mut self, state: &State<'_>, budget: usize) -> Result<bool, ApiError> {
-        if (self.at as i64) < state.compacted {
-            return Err(ApiError::Compacted);
-        }
-        let mut scan = state.revs.scan_to(self.next, self.at);
+    pub fn step(&mut self, budget: usize) -> bool {
+        // The clone of a reference count, so that the scan may borrow it.
+        let revs = self.revs.clone();
+        let mut scan = revs.scan_to(self.next, self.at);
         for record in scan.by_ref().take(budget) {
             self.add(&record);
             self.next = Revision::new(record.revision.main, record.revision.sub + 1);
         }
-        Ok(scan.next().is_some())
+        scan.next().is_some()
     }
 
     fn add(&mut self, record: &Record<'_>) {
         let superseded = record.superseded().unwrap_or(u64::MAX);
         let live = !record.tombstone && superseded > self.at;
-        self.any_live |= live;
+        let kept = record.tombstone && record.revision.main == self.at && superseded > self.at;
+        self.any_live |= live || (kept && self.keeps_tombstone);
         let covered = record.revision.main as i64 <= self.compacted;
         if !covered || live {
             self.some_live = append(self.some_live, record);

@@ -128,7 +128,8 @@ impl<'a> Record<'a> {
     }
 
     /// Main revision of the next change of the same key, `None` while this is the newest. May be
-    /// its own: a transaction can put a key and delete it with a range.
+    /// its own: etcd lets a transaction put a key and delete it with a range "from this key on", in
+    /// any order.
     #[must_use]
     pub fn superseded(&self) -> Option<u64> {
         // Relaxed: a reader at revision R only asks whether the value is <= R, and the store of
@@ -144,10 +145,7 @@ impl<'a> Record<'a> {
     }
 
     pub(super) fn supersede(&self, main: u64) {
-        assert!(
-            main > self.revision.main,
-            "a key changes once in a transaction"
-        );
+        assert!(main >= self.revision.main);
         self.superseded.store(main, Ordering::Relaxed);
     }
 }
