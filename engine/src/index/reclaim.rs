@@ -28,13 +28,24 @@ use core::ptr::NonNull;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-#[cfg(not(loom))]
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
-
 use super::node::{Memory, Node, Retired};
 use super::{Index, Tree};
+use primitive::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, SharedArc, fence};
+
+#[cfg(not(loom))]
+mod primitive {
+    pub(super) use core::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(super) use std::sync::Arc as SharedArc;
+}
+#[cfg(loom)]
+mod primitive {
+    pub(super) use loom::sync::Arc as SharedArc;
+    pub(super) use loom::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+}
 
 /// Readers of one publisher at a time: a few for each core.
 pub const READERS_MAX: usize = if cfg!(loom) { 2 } else { 1024 };
@@ -163,7 +174,7 @@ impl<T> Drop for Garbage<T> {
 /// Dropped before the index, it leaves the last View to the readers; what the index replaces from
 /// then on is not used again.
 pub struct Publisher<T: Send + Sync> {
-    shared: Arc<Shared<T>>,
+    shared: SharedArc<Shared<T>>,
     /// What may still be seen, oldest first.
     garbage: VecDeque<Garbage<T>>,
 }
@@ -192,7 +203,7 @@ impl<T: Send + Sync> Publisher<T> {
             grave: OnceLock::new(),
         };
         Self {
-            shared: Arc::new(shared),
+            shared: SharedArc::new(shared),
             garbage: VecDeque::new(),
         }
     }
@@ -292,7 +303,7 @@ impl<T: Send + Sync> Drop for Publisher<T> {
 
 /// The reading end; one for each thread that reads, made by cloning.
 pub struct Reader<T: Send + Sync> {
-    shared: Arc<Shared<T>>,
+    shared: SharedArc<Shared<T>>,
     slot: usize,
     /// Pins that last.
     depth: Cell<u32>,
@@ -331,10 +342,10 @@ impl Drop for Unpin<'_> {
 }
 
 impl<T: Send + Sync> Reader<T> {
-    fn new(shared: &Arc<Shared<T>>) -> Self {
+    fn new(shared: &SharedArc<Shared<T>>) -> Self {
         Self {
             slot: shared.take_slot(),
-            shared: Arc::clone(shared),
+            shared: SharedArc::clone(shared),
             depth: Cell::new(0),
         }
     }
