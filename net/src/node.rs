@@ -77,6 +77,15 @@ impl Services for Node {
         crate::kv::range(self, &request).await
     }
 
+    async fn range_stream(
+        &self,
+        _: &Ctx,
+        request: RangeRequest,
+        replies: &Replies<RangeStreamResponse>,
+    ) -> Result<(), Status> {
+        crate::kv::range_stream(self, request, replies).await
+    }
+
     async fn put(&self, _: &Ctx, request: PutRequest) -> Result<PutResponse, Status> {
         crate::kv::put(self, &request).await
     }

@@ -21,6 +21,7 @@ use glommio::{
     ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, Task, executor,
     spawn_local, spawn_local_into,
 };
+use ringkv_engine::checkpoint::Superblock;
 use ringkv_engine::command::Command;
 use ringkv_engine::index::Reader;
 use ringkv_engine::limits::Limits;
@@ -195,6 +196,7 @@ impl Common {
 /// What only shard 0 is given.
 struct Home {
     sequencer: Sequencer,
+    superblock: Superblock,
     ends: Vec<HomeEnds>,
     ports: Vec<Port>,
     data_dir: PathBuf,
@@ -231,6 +233,7 @@ fn start(
         (1..count).map(|_| rings(&Limits::PRODUCTION)).unzip();
     let home = Home {
         sequencer: launched.sequencer,
+        superblock: launched.superblock,
         ends: home_ends,
         ports: ports.to_vec(),
         data_dir: data_dir.path().to_owned(),
@@ -397,7 +400,14 @@ async fn run_home(
         outlets.push(Outlet::Remote(mailbox));
     }
     let writer = FrameWriter::new(&home.data_dir, home.sync_mode);
-    let driver = Driver::new(home.sequencer, outlets, inbox, writer, home.data_dir);
+    let driver = Driver::new(
+        home.sequencer,
+        outlets,
+        inbox,
+        writer,
+        home.data_dir,
+        home.superblock,
+    );
     spawn(driver.run(home.heartbeat));
     spawn(seconds(Rc::clone(&shard)));
 

@@ -79,6 +79,8 @@ impl Watching {
 
     fn open(self: &Rc<Self>) -> Stream {
         if !self.walking.replace(true) {
+            // Before the first watcher, so that compaction leaves it what it will walk.
+            self.shard.walked(Some(self.core.borrow().synced_main()));
             let follower = self.shard.follow();
             spawn(Rc::clone(self).follow(follower));
             spawn(Rc::clone(self).tick());
@@ -124,6 +126,7 @@ impl Watching {
             }
         }
         self.walking.set(false);
+        self.shard.walked(None);
     }
 
     /// One step; true when there is more to walk.
@@ -151,7 +154,7 @@ impl Watching {
             }
         }
         if pruned < compacted {
-            self.shard.walked(core.synced_main());
+            self.shard.walked(Some(core.synced_main()));
         }
         more
     }
