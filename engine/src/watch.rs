@@ -283,7 +283,8 @@ impl WatchShard {
         if matches!(&end, End::Before(end) if key >= &**end) {
             return self.refuse(stream, REASON_EMPTY_RANGE, published.revision);
         }
-        if self.watchers.len() >= self.limits.watchers_per_shard_max {
+        let ids = self.watchers.len() + self.stream_mut(stream).overtaken.len();
+        if ids >= self.limits.watchers_per_shard_max {
             return self.refuse(stream, ApiError::TooManyRequests.text(), published.revision);
         }
         let Some(watch_id) = self.choose_watch_id(stream, request.watch_id) else {
@@ -322,16 +323,25 @@ impl WatchShard {
             ..Response::default()
         };
         self.push(stream, response);
-        self.place(key);
+        if self.synced.is_empty() && self.synced.next <= published.revision {
+            // Nobody to walk for.
+            self.synced.next = published.revision + 1;
+        }
+        if i64::try_from(from).is_ok_and(|from| from < published.compacted) {
+            // To be canceled, also where the synced cohort has not walked that far.
+            self.lagging.insert(&mut self.watchers, key);
+        } else {
+            self.place(key);
+        }
     }
 
     /// The id for a new watcher, `None` when the wanted one is taken.
     fn choose_watch_id(&mut self, stream: StreamId, wanted: i64) -> Option<i64> {
         let stream = self.stream_mut(stream);
         if wanted != 0 {
-            return (!stream.watchers.contains_key(&wanted)).then_some(wanted);
+            return (!stream.is_taken(wanted)).then_some(wanted);
         }
-        while stream.watchers.contains_key(&stream.next_watch_id) {
+        while stream.is_taken(stream.next_watch_id) {
             stream.next_watch_id += 1;
         }
         stream.next_watch_id += 1;
@@ -360,7 +370,8 @@ impl WatchShard {
     /// # Panics
     /// When the stream is not open.
     pub fn cancel(&mut self, stream: StreamId, watch_id: i64, revision: u64) {
-        if self.remove(stream, watch_id) {
+        // As in etcd the id of a watcher that compaction canceled is in use until its client cancels.
+        if self.remove(stream, watch_id) || self.stream_mut(stream).overtaken.remove(&watch_id) {
             let response = Response {
                 watch_id,
                 revision,
@@ -372,16 +383,23 @@ impl WatchShard {
     }
 
     /// The client asks for the progress of all watchers of its stream: it gets it when all are
-    /// synced, once for all requests until then. Nothing happens for a stream without watchers.
+    /// synced, once for all requests until then. As in etcd nothing happens for a stream without
+    /// watchers, with one that has yet to begin, or with one that compaction canceled and the client
+    /// has not. `revision` is the published one.
     ///
     /// # Panics
     /// When the stream is not open.
-    pub fn progress(&mut self, id: StreamId) {
-        let stream = self.stream_mut(id);
-        if !stream.watchers.is_empty() {
-            stream.progress_asked = true;
-            self.asked.insert(id);
+    pub fn progress(&mut self, id: StreamId, revision: u64) {
+        let stream = &self.streams[&id];
+        let begun = |key: &WatcherKey| self.watchers.get(*key).start <= revision;
+        if stream.watchers.is_empty()
+            || !stream.overtaken.is_empty()
+            || !stream.watchers.values().all(begun)
+        {
+            return;
         }
+        self.stream_mut(id).progress_asked = true;
+        self.asked.insert(id);
     }
 
     /// Whether the caller may read another request from the client: otherwise it first takes

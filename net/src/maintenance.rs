@@ -118,7 +118,12 @@ pub async fn hash_kv(node: &Node, r: &HashKvRequest) -> Result<HashKvResponse, S
         header: node.header_now(),
         hash: hash.hash,
         compact_revision: hash.compacted,
-        hash_revision: hash.revision as i64,
+        // etcd gives a negative revision back as it came; nothing is hashed for it.
+        hash_revision: if r.revision < 0 {
+            r.revision
+        } else {
+            hash.revision as i64
+        },
     })
 }
 

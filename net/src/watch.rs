@@ -229,7 +229,7 @@ impl Stream {
             Some(RequestUnion::CancelRequest(cancel)) => {
                 core.cancel(self.id, cancel.watch_id, revision);
             }
-            Some(RequestUnion::ProgressRequest(_)) => core.progress(self.id),
+            Some(RequestUnion::ProgressRequest(_)) => core.progress(self.id, revision),
             // etcd, too, goes on without a word.
             None => {}
         }

@@ -52,6 +52,8 @@ pub(super) fn event_cost(event: &Bytes) -> usize {
 /// See the module. Fields are the shard's to use.
 pub(super) struct Stream {
     pub(super) watchers: BTreeMap<i64, WatcherKey>,
+    /// Ids of watchers that compaction canceled and the client has not.
+    pub(super) overtaken: BTreeSet<i64>,
     /// Tried first when the server chooses an id.
     pub(super) next_watch_id: i64,
     /// Watchers that wait for room in the queue.
@@ -69,6 +71,7 @@ impl Stream {
     pub(super) fn new(tick_ms: u64) -> Self {
         Self {
             watchers: BTreeMap::new(),
+            overtaken: BTreeSet::new(),
             next_watch_id: 0,
             parked: BTreeSet::new(),
             progress_asked: false,
@@ -76,6 +79,11 @@ impl Stream {
             queue: VecDeque::new(),
             bytes: 0,
         }
+    }
+
+    /// Whether a watcher has this id, or had it when compaction canceled it.
+    pub(super) fn is_taken(&self, watch_id: i64) -> bool {
+        self.watchers.contains_key(&watch_id) || self.overtaken.contains(&watch_id)
     }
 
     pub(super) fn bytes(&self) -> usize {

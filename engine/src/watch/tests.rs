@@ -419,7 +419,7 @@ fn a_future_start_waits_for_its_revision() {
     assert_eq!(take(&mut shard, stream), [created(0, 1)]);
     for _ in 0..4 {
         // Progress is for watchers that have begun.
-        shard.progress(stream);
+        shard.progress(stream, store.revision);
         advance(&mut shard, &store);
         let begun = vec![
             events(
@@ -449,7 +449,7 @@ fn a_watcher_created_ahead_of_the_walk_gets_nothing_before_its_creation() {
     // The View is newer than what the shard has walked.
     shard.create(stream, &request(b"k"), &store.published());
     store.put(b"k", b"2");
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
     advance(&mut shard, &store);
     let want = [
         created(0, 2),
@@ -619,7 +619,7 @@ fn a_slow_stream_is_bounded_and_holds_nobody_up() {
     assert!(shard.queued_bytes() < queued);
     assert!(shard.min_cursor() < 10);
     // Progress waits until the stream has caught up.
-    shard.progress(slow);
+    shard.progress(slow, store.revision);
     let taken = take_all(&mut shard, &store, slow);
     let (last, before) = taken.split_last().unwrap();
     assert_eq!(*last, progress(-1, 51));
@@ -755,15 +755,15 @@ fn asked_progress_waits_for_all_watchers_of_the_stream() {
     let mut shard = shard(&store);
     let stream = shard.open_stream(0);
     // Nobody to speak for.
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
     shard.create(stream, &request(b"k"), &store.published());
     let past = CreateRequest {
         start_revision: 2,
         ..request(b"k")
     };
     shard.create(stream, &past, &store.published());
-    shard.progress(stream);
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
+    shard.progress(stream, store.revision);
     take(&mut shard, stream);
     assert!(shard.advance(&store.published(), 0, 4));
     assert_eq!(
@@ -797,7 +797,7 @@ fn progress_is_of_the_newest_view() {
     for _ in 0..5 {
         store.put(b"other", b"v");
     }
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
     assert!(shard.advance(&store.published(), 5_000, 2));
     assert_eq!(take(&mut shard, stream), []);
     while shard.advance(&store.published(), 5_000, 2) {}
@@ -805,26 +805,52 @@ fn progress_is_of_the_newest_view() {
 }
 
 #[test]
-fn progress_is_not_before_the_creation() {
+fn progress_is_not_asked_of_who_has_yet_to_begin_or_was_overtaken() {
     let mut store = Store::new();
     let mut shard = shard(&store);
     let stream = shard.open_stream(0);
-    let old = store.snapshot.clone();
-    store.put(b"other", b"v");
-    shard.create(stream, &request(b"k"), &store.published());
-    shard.progress(stream);
-    shard.advance(
-        &Published {
-            revision: 1,
-            compacted: -1,
-            revs: &old,
-        },
-        0,
-        BUDGET,
-    );
-    assert_eq!(take(&mut shard, stream), [created(0, 2)]);
+    for _ in 0..4 {
+        store.put(b"k", b"v");
+    }
+    let create = |shard: &mut WatchShard, store: &Store, start_revision| {
+        let request = CreateRequest {
+            start_revision,
+            ..request(b"k")
+        };
+        shard.create(stream, &request, &store.published());
+    };
+    create(&mut shard, &store, 6);
+    shard.progress(stream, store.revision);
+    store.put(b"k", b"v");
     advance(&mut shard, &store);
-    assert_eq!(take(&mut shard, stream), [progress(-1, 2)]);
+    let taken = take(&mut shard, stream);
+    assert!(taken.iter().all(|r| r.watch_id == 0), "{taken:?}");
+
+    store.compact(5, false);
+    create(&mut shard, &store, 2);
+    advance(&mut shard, &store);
+    assert_eq!(
+        take(&mut shard, stream).last().map(|r| r.compact_revision),
+        Some(5)
+    );
+    shard.progress(stream, store.revision);
+    advance(&mut shard, &store);
+    assert_eq!(take(&mut shard, stream), []);
+    // Its id is in use until the client has canceled it.
+    let again = CreateRequest {
+        watch_id: 1,
+        ..request(b"k")
+    };
+    shard.create(stream, &again, &store.published());
+    assert_eq!(
+        take(&mut shard, stream)[0].cancel_reason,
+        REASON_DUPLICATE_ID
+    );
+    shard.cancel(stream, 1, store.revision);
+    assert!(take(&mut shard, stream)[0].canceled);
+    shard.progress(stream, store.revision);
+    advance(&mut shard, &store);
+    assert_eq!(take(&mut shard, stream), [progress(-1, 6)]);
 }
 
 #[test]
@@ -839,13 +865,13 @@ fn progress_waits_for_room_and_for_somebody_to_have_it() {
     while shard.accepts_requests(stream) {
         shard.create(stream, &request, &store.published());
     }
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
     while shard.advance(&store.published(), 5_000, BUDGET) {}
     assert!(take(&mut shard, stream).iter().all(|r| r.created));
     while shard.advance(&store.published(), 5_000, BUDGET) {}
     assert_eq!(take(&mut shard, stream), [progress(-1, 1)]);
 
-    shard.progress(stream);
+    shard.progress(stream, store.revision);
     for watch_id in 0..shard.watchers() as i64 {
         shard.cancel(stream, watch_id, 1);
     }

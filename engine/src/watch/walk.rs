@@ -91,6 +91,7 @@ impl WatchShard {
                 stream, watch_id, ..
             } = *self.watchers.get(key);
             assert!(self.remove(stream, watch_id));
+            self.stream_mut(stream).overtaken.insert(watch_id);
             let response = Response {
                 watch_id,
                 canceled: true,

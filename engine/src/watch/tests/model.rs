@@ -19,6 +19,8 @@ struct Client {
     in_fragments: bool,
     created: bool,
     canceled: bool,
+    /// By compaction, and the client has not canceled it since.
+    overtaken: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +152,7 @@ impl World {
             Op::Restore => self.shard.restore(&self.store.published()),
             Op::Progress(which) => {
                 if let Some(at) = pick(which, self.streams.len()) {
-                    self.shard.progress(self.streams[at]);
+                    self.shard.progress(self.streams[at], self.store.revision);
                 }
             }
             Op::Advance(ms, budget) => {
@@ -228,6 +230,7 @@ impl World {
             in_fragments: false,
             created: false,
             canceled: false,
+            overtaken: false,
         });
     }
 
@@ -257,6 +260,12 @@ impl World {
             .iter_mut()
             .find(|c| c.stream == stream && c.watch_id == response.watch_id)
             .expect("only for watchers there are");
+        if client.overtaken {
+            // The client's own cancel is answered as well.
+            assert!(response.canceled && response.compact_revision == 0);
+            client.overtaken = false;
+            return;
+        }
         assert!(!client.canceled, "nothing after the last response");
         assert!(response.created != client.created);
         if response.created {
@@ -264,7 +273,8 @@ impl World {
             client.created = true;
         } else if response.canceled {
             client.canceled = true;
-            if response.compact_revision != 0 {
+            client.overtaken = response.compact_revision != 0;
+            if client.overtaken {
                 assert!(response.compact_revision <= store.compacted);
                 assert!(client.from.max(client.covered + 1) < response.compact_revision as u64);
                 assert_eq!(response.revision, 0);
