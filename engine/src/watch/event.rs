@@ -55,10 +55,14 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The key's KeyValue as a read at the main revision before the change would find it.
+/// The key's KeyValue as a read at the main revision before the change would find it: not what the
+/// same transaction put before it deleted a range.
 fn previous<'r>(record: &Record<'_>, revs: &'r RevSnapshot, compacted: i64) -> Option<&'r [u8]> {
-    let readable = i64::try_from(record.revision.main).is_ok_and(|main| main > compacted);
-    let before = revs.get(record.previous().filter(|_| readable)?)?;
+    let main = record.revision.main;
+    if !i64::try_from(main).is_ok_and(|main| main > compacted) {
+        return None;
+    }
+    let before = revs.get(revs.at_or_before(record.revision, main - 1)?)?;
     (!before.tombstone).then_some(before.kv)
 }
 

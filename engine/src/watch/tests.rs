@@ -784,6 +784,28 @@ fn asked_progress_waits_for_all_watchers_of_the_stream() {
 }
 
 #[test]
+fn the_value_before_is_that_of_the_revision_before() {
+    let mut store = Store::new();
+    let mut shard = shard(&store);
+    let stream = shard.open_stream(0);
+    store.put(b"k", b"1");
+    let request = CreateRequest {
+        prev_kv: true,
+        ..request(b"k")
+    };
+    shard.create(stream, &request, &store.published());
+    // One transaction may put a key and then delete a range with it.
+    store.write(&[(b"k", Some(b"2")), (b"k", None)]);
+    let taken = take_all(&mut shard, &store, stream);
+    let events = &taken.last().unwrap().events;
+    assert_eq!(events.len(), 2);
+    let old = store.snapshot.get(Revision::new(2, 0)).unwrap().kv;
+    for event in events {
+        assert!(event.ends_with(old), "{event:?}");
+    }
+}
+
+#[test]
 fn progress_is_of_the_newest_view() {
     let mut store = Store::new();
     let mut shard = shard(&store);
