@@ -35,6 +35,9 @@ pub(super) const NODE_BYTES_MAX: usize = UNIT_BYTES * UNITS_MAX;
 /// What nodes are cut from, bytes, and where it starts: a node's chunk is found by its address.
 const CHUNK_BYTES: usize = CHUNK_UNITS * UNIT_BYTES;
 
+/// Free nodes of one size that are kept as they are, because the next batch wants the same sizes.
+const RECENT_NODES_MAX: usize = if cfg!(test) { 2 } else { 64 };
+
 const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK_BYTES, CHUNK_BYTES) {
     Ok(layout) => layout,
     Err(_) => panic!("a power of two"),
@@ -244,6 +247,8 @@ pub(super) struct Memory {
     /// Each `CHUNK_BYTES` long; the first word is its place here.
     chunks: Vec<NonNull<u8>>,
     space: Space,
+    /// Nodes freed last, by their units, not joined with free neighbours: the next ones to use.
+    recent: [Vec<NonNull<u8>>; UNITS_MAX + 1],
     blobs: Vec<NonNull<u8>>,
     retired: Retired,
     /// Bytes of all chunks and blobs.
@@ -263,6 +268,7 @@ impl Memory {
             batch: 1,
             chunks: Vec::new(),
             space: Space::new(),
+            recent: [const { Vec::new() }; UNITS_MAX + 1],
             blobs: Vec::new(),
             retired: Retired::default(),
             bytes: 0,
@@ -277,7 +283,12 @@ impl Memory {
 
     /// Bytes of free nodes.
     pub(super) fn free_bytes(&self) -> u64 {
-        self.space.free_units() * UNIT_BYTES as u64
+        let recent = self
+            .recent
+            .iter()
+            .enumerate()
+            .map(|(units, list)| units * list.len());
+        (self.space.free_units() + recent.sum::<usize>() as u64) * UNIT_BYTES as u64
     }
 
     /// Bytes that left the newest tree and are not free yet.
@@ -313,6 +324,18 @@ impl Memory {
         assert!(level < LEVEL_FREE);
         assert!((1..=NODE_BYTES_MAX).contains(&bytes));
         let units = bytes.div_ceil(UNIT_BYTES);
+        let recent = self.recent[units].pop();
+        let start = recent.unwrap_or_else(|| self.allocate_run(units));
+        stamp(start, units, level);
+        let batch = self.batch;
+        let mut node = NodeMut(Link(start));
+        let header = &mut node.bytes_mut()[..HEADER_BYTES];
+        header[BATCH_AT..UNITS_AT].copy_from_slice(&batch.to_le_bytes());
+        header[LEVEL_AT + 1..].fill(0);
+        node
+    }
+
+    fn allocate_run(&mut self, units: usize) -> NonNull<u8> {
         let run = match self.space.take(units) {
             Some(run) => run,
             None => {
@@ -321,14 +344,7 @@ impl Memory {
             }
         };
         // SAFETY: a run lies within its chunk.
-        let start = unsafe { self.chunks[run.chunk()].add(run.unit() * UNIT_BYTES) };
-        stamp(start, units, level);
-        let batch = self.batch;
-        let mut node = NodeMut(Link(start));
-        let header = &mut node.bytes_mut()[..HEADER_BYTES];
-        header[BATCH_AT..UNITS_AT].copy_from_slice(&batch.to_le_bytes());
-        header[LEVEL_AT + 1..].fill(0);
-        node
+        unsafe { self.chunks[run.chunk()].add(run.unit() * UNIT_BYTES) }
     }
 
     fn add_chunk(&mut self) {
@@ -378,6 +394,10 @@ impl Memory {
         // SAFETY: as above.
         let level = unsafe { level_at.replace(LEVEL_FREE) };
         assert_ne!(level, LEVEL_FREE, "a node is freed once");
+        if self.recent[units].len() < RECENT_NODES_MAX {
+            self.recent[units].push(start);
+            return;
+        }
         let offset = start.addr().get() % CHUNK_BYTES;
         // SAFETY: chunks start at multiples of their length.
         let chunk = unsafe { start.sub(offset) };
