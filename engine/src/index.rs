@@ -22,6 +22,7 @@ mod edit;
 mod node;
 mod page;
 mod reclaim;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -114,6 +115,13 @@ impl Index {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.memory.bytes()
+    }
+
+    /// Bytes of free nodes, which the next nodes are made of; they are not given back before the index
+    /// is dropped.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.memory.free_bytes()
     }
 
     /// Bytes of nodes and long keys that were replaced, by the batch at hand or by published ones

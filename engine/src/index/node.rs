@@ -22,24 +22,26 @@
 use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use std::alloc::{alloc, dealloc, handle_alloc_error};
+use std::alloc::{alloc, alloc_zeroed, dealloc, handle_alloc_error};
+
+use super::space::{CHUNK_UNITS, Run, Space};
 
 /// Granule of node sizes, bytes: small nodes take little, so that splits leave little slack.
 pub(super) const UNIT_BYTES: usize = if cfg!(test) { 64 } else { 256 };
 /// Largest node, in units. Under test small enough that a few keys make a deep tree.
-const UNITS_MAX: usize = if cfg!(test) { 6 } else { 8 };
+pub(super) const UNITS_MAX: usize = if cfg!(test) { 6 } else { 8 };
 /// Largest node, bytes.
 pub(super) const NODE_BYTES_MAX: usize = UNIT_BYTES * UNITS_MAX;
-/// A free node is cut for a smaller one only if this many units remain: halves find a use again,
-/// smaller pieces pile up (measured: 98 bytes a key instead of 81).
-const REMAINDER_UNITS_MIN: usize = UNITS_MAX / 2;
-/// What nodes are cut from, bytes: small first, so that a small index stays small.
-const CHUNK_BYTES_SMALL: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
-const CHUNK_BYTES: usize = if cfg!(test) { 4 << 10 } else { 2 << 20 };
-/// From this many bytes on, chunks are [`CHUNK_BYTES`] long.
-const SMALL_CHUNKS_BYTES: u64 = 1 << 20;
-/// Nodes start on a cache line.
-const CHUNK_ALIGN: usize = 64;
+/// What nodes are cut from, bytes, and where it starts: a node's chunk is found by its address.
+const CHUNK_BYTES: usize = CHUNK_UNITS * UNIT_BYTES;
+
+/// Free nodes of one size that are kept as they are, because the next batch wants the same sizes.
+const RECENT_NODES_MAX: usize = if cfg!(test) { 2 } else { 64 };
+
+const CHUNK_LAYOUT: Layout = match Layout::from_size_align(CHUNK_BYTES, CHUNK_BYTES) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a power of two"),
+};
 
 /// Bytes of the header; its fields are named by the `_AT` offsets.
 ///
@@ -57,8 +59,7 @@ const LEVEL_FREE: u8 = 0xFF;
 pub(super) const POINTER_BYTES: usize = size_of::<NonNull<u8>>();
 
 const _: () = {
-    assert!(CHUNK_BYTES_SMALL.is_multiple_of(UNIT_BYTES) && CHUNK_BYTES.is_multiple_of(UNIT_BYTES));
-    assert!(UNIT_BYTES.is_multiple_of(CHUNK_ALIGN));
+    assert!(CHUNK_BYTES.is_power_of_two());
     assert!(NODE_BYTES_MAX <= u16::MAX as usize && UNITS_MAX <= u8::MAX as usize);
     assert!(POINTER_BYTES == 8);
 };
@@ -239,26 +240,15 @@ pub(super) struct Retired {
 // SAFETY: lists of addresses; only `Memory::recycle` of the owning index follows them.
 unsafe impl Send for Retired {}
 
-struct Chunk {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-impl Chunk {
-    fn layout(&self) -> Layout {
-        Layout::from_size_align(self.bytes, CHUNK_ALIGN).expect("a constant")
-    }
-}
-
 /// All memory of one index.
 pub(super) struct Memory {
     /// Stamp of private nodes.
     batch: u64,
-    chunks: Vec<Chunk>,
-    /// Bytes of the last chunk that were never cut.
-    uncut: usize,
-    /// Free nodes by their units.
-    free: [Vec<NonNull<u8>>; UNITS_MAX + 1],
+    /// Each `CHUNK_BYTES` long; the first word is its place here.
+    chunks: Vec<NonNull<u8>>,
+    space: Space,
+    /// Nodes freed last, by their units, not joined with free neighbours: the next ones to use.
+    recent: [Vec<NonNull<u8>>; UNITS_MAX + 1],
     blobs: Vec<NonNull<u8>>,
     retired: Retired,
     /// Bytes of all chunks and blobs.
@@ -277,8 +267,8 @@ impl Memory {
         Self {
             batch: 1,
             chunks: Vec::new(),
-            uncut: 0,
-            free: [const { Vec::new() }; UNITS_MAX + 1],
+            space: Space::new(),
+            recent: [const { Vec::new() }; UNITS_MAX + 1],
             blobs: Vec::new(),
             retired: Retired::default(),
             bytes: 0,
@@ -289,6 +279,16 @@ impl Memory {
     /// Bytes held from the allocator, free nodes included.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of free nodes.
+    pub(super) fn free_bytes(&self) -> u64 {
+        let recent = self
+            .recent
+            .iter()
+            .enumerate()
+            .map(|(units, list)| units * list.len());
+        (self.space.free_units() + recent.sum::<usize>() as u64) * UNIT_BYTES as u64
     }
 
     /// Bytes that left the newest tree and are not free yet.
@@ -324,10 +324,8 @@ impl Memory {
         assert!(level < LEVEL_FREE);
         assert!((1..=NODE_BYTES_MAX).contains(&bytes));
         let units = bytes.div_ceil(UNIT_BYTES);
-        let start = match self.free[units].pop() {
-            Some(start) => start,
-            None => self.cut_free(units).unwrap_or_else(|| self.cut(units)),
-        };
+        let recent = self.recent[units].pop();
+        let start = recent.unwrap_or_else(|| self.allocate_run(units));
         stamp(start, units, level);
         let batch = self.batch;
         let mut node = NodeMut(Link(start));
@@ -337,57 +335,32 @@ impl Memory {
         node
     }
 
-    /// Cuts a larger free node, so that a change of the usual size does not strand memory.
-    fn cut_free(&mut self, units: usize) -> Option<NonNull<u8>> {
-        let larger = (units + REMAINDER_UNITS_MIN..=UNITS_MAX)
-            .find(|larger| !self.free[*larger].is_empty())?;
-        let start = self.free[larger].pop()?;
-        stamp(start, units, LEVEL_FREE);
-        // SAFETY: `larger` > `units`, so this stays within the free node.
-        let rest = unsafe { start.add(units * UNIT_BYTES) };
-        stamp(rest, larger - units, LEVEL_FREE);
-        self.free[larger - units].push(rest);
-        Some(start)
-    }
-
-    /// Cuts a node from the last chunk, or from a new one.
-    fn cut(&mut self, units: usize) -> NonNull<u8> {
-        let bytes = units * UNIT_BYTES;
-        if bytes > self.uncut {
-            self.add_chunk();
-        }
-        let chunk = self.chunks.last().expect("just added if there was none");
-        // SAFETY: `uncut` bytes at the end of the chunk belong to no node.
-        let start = unsafe { chunk.start.add(chunk.bytes - self.uncut) };
-        self.uncut -= bytes;
-        // SAFETY: as above; from now on these bytes are initialised.
-        unsafe { start.write_bytes(0, bytes) };
-        stamp(start, units, LEVEL_FREE);
-        start
+    fn allocate_run(&mut self, units: usize) -> NonNull<u8> {
+        let run = match self.space.take(units) {
+            Some(run) => run,
+            None => {
+                self.add_chunk();
+                self.space.take(units).expect("a chunk holds any node")
+            }
+        };
+        // SAFETY: a run lies within its chunk.
+        unsafe { self.chunks[run.chunk()].add(run.unit() * UNIT_BYTES) }
     }
 
     fn add_chunk(&mut self) {
-        // What is left of the old chunk becomes free nodes.
-        while self.uncut > 0 {
-            let units = (self.uncut / UNIT_BYTES).min(UNITS_MAX);
-            let start = self.cut(units);
-            self.free[units].push(start);
-        }
-        let small = self.bytes < SMALL_CHUNKS_BYTES;
-        let bytes = if small {
-            CHUNK_BYTES_SMALL
-        } else {
-            CHUNK_BYTES
-        };
-        let layout = Layout::from_size_align(bytes, CHUNK_ALIGN).expect("a constant");
+        // Zeroed, so that every byte of every node is initialised.
         // SAFETY: the layout is not empty.
-        let start = unsafe { alloc(layout) };
+        let start = unsafe { alloc_zeroed(CHUNK_LAYOUT) };
         let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
+            handle_alloc_error(CHUNK_LAYOUT)
         };
-        self.chunks.push(Chunk { start, bytes });
-        self.uncut = bytes;
-        self.bytes += bytes as u64;
+        let chunk = self.space.add_chunk();
+        assert!(chunk == self.chunks.len());
+        self.chunks.push(start);
+        let number = u32::try_from(chunk).expect("fewer than 2^32 units in an index");
+        // SAFETY: the first unit belongs to no node.
+        unsafe { start.cast::<u32>().write(number) };
+        self.bytes += CHUNK_BYTES as u64;
     }
 
     /// Whether `link` may be written in place.
@@ -421,7 +394,17 @@ impl Memory {
         // SAFETY: as above.
         let level = unsafe { level_at.replace(LEVEL_FREE) };
         assert_ne!(level, LEVEL_FREE, "a node is freed once");
-        self.free[units].push(start);
+        if self.recent[units].len() < RECENT_NODES_MAX {
+            self.recent[units].push(start);
+            return;
+        }
+        let offset = start.addr().get() % CHUNK_BYTES;
+        // SAFETY: chunks start at multiples of their length.
+        let chunk = unsafe { start.sub(offset) };
+        // SAFETY: the first word of each chunk, written in `add_chunk`.
+        let chunk = unsafe { chunk.cast::<u32>().read() } as usize;
+        debug_assert!(self.chunks[chunk].addr().get() + offset == start.addr().get());
+        self.space.give(Run::new(chunk, offset / UNIT_BYTES), units);
     }
 
     /// Memory for a long key.
@@ -498,9 +481,9 @@ impl Drop for Memory {
             // SAFETY: allocated in `new_blob` with this layout; rule 5.
             unsafe { dealloc(start.as_ptr(), layout) };
         }
-        for chunk in &self.chunks {
+        for start in &self.chunks {
             // SAFETY: allocated in `add_chunk` with this layout; rule 5.
-            unsafe { dealloc(chunk.start.as_ptr(), chunk.layout()) };
+            unsafe { dealloc(start.as_ptr(), CHUNK_LAYOUT) };
         }
     }
 }

@@ -353,6 +353,22 @@ impl<T: Send + Sync> Reader<T> {
     /// Runs `f` on the newest View, pinned: the View, and what is read from its root with the
     /// [`Pinned`], stay until `f` returns. Never waits. Pins may nest; an inner one may see a newer
     /// View.
+    ///
+    /// ```
+    /// # use ringkv_engine::{index::{Index, Publisher}, types::KeyMeta};
+    /// # let mut index = Index::new();
+    /// # let publisher = Publisher::new(&mut index, |root| root);
+    /// let reader = publisher.reader();
+    /// let meta: Option<KeyMeta> = reader.pin(|root, pin| root.read(pin).get(b"key"));
+    /// ```
+    /// What is borrowed from the pin does not leave it:
+    /// ```compile_fail
+    /// # use ringkv_engine::{index::{Index, Publisher}, types::KeyMeta};
+    /// # let mut index = Index::new();
+    /// # let publisher = Publisher::new(&mut index, |root| root);
+    /// let reader = publisher.reader();
+    /// let tree = reader.pin(|root, pin| root.read(pin));
+    /// ```
     pub fn pin<R>(&self, f: impl FnOnce(&T, &Pinned<'_>) -> R) -> R {
         let slot = &self.shared.slots[self.slot];
         if self.depth.get() == 0 {

@@ -185,14 +185,14 @@ impl Run {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 3 } else { 150 },
+        cases: if cfg!(miri) { 2 } else { 150 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
 
     #[test]
     fn behaves_as_a_map_and_views_do_not_change(
-        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 120 } else { 600 }),
+        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 80 } else { 600 }),
     ) {
         let mut run = Run::new();
         run.run(&mut steps.into_iter(), false);
@@ -212,7 +212,7 @@ proptest! {
 
     #[test]
     fn loads_what_is_sorted(
-        keys in prop::collection::btree_set(key(), 0..if cfg!(miri) { 60 } else { 500 }),
+        keys in prop::collection::btree_set(key(), 0..if cfg!(miri) { 40 } else { 500 }),
         more in prop::collection::vec(key(), 0..20),
     ) {
         let mut model: Model = keys.into_iter().zip((1..).map(meta)).collect();
@@ -223,4 +223,283 @@ proptest! {
         }
         check(index.tree(), &model);
     }
+}
+
+fn number_key(n: u64) -> Vec<u8> {
+    format!("/registry/pods/{n:06}").into_bytes()
+}
+
+fn count() -> u64 {
+    if cfg!(miri) { 60 } else { 600 }
+}
+
+/// Orders in which `n` numbers come: up, down, and mixed.
+fn orders(n: u64) -> [Vec<u64>; 3] {
+    let mixed = (0..n).map(|i| (i * 7919) % n).collect();
+    [(0..n).collect(), (0..n).rev().collect(), mixed]
+}
+
+#[test]
+fn grows_and_shrinks_in_any_order() {
+    for inserted in orders(count()) {
+        for removed in orders(count()) {
+            let (mut index, mut model) = (Index::new(), Model::new());
+            for n in inserted.iter().copied() {
+                assert_eq!(index.upsert(&number_key(n), meta(n)), None);
+                model.insert(number_key(n), meta(n));
+            }
+            check(index.tree(), &model);
+            let full = index.bytes();
+            for n in removed {
+                assert_eq!(index.remove(&number_key(n)), Some(meta(n)));
+            }
+            index.tree().check();
+            assert!(index.tree().range(b"", None).next().is_none());
+            assert_eq!(index.tree().live_count(b"", None), 0);
+            for n in inserted.iter().copied() {
+                index.upsert(&number_key(n), meta(n));
+            }
+            check(index.tree(), &model);
+            let after = index.bytes();
+            assert!(after <= full / 4 * 5, "free nodes are used again");
+        }
+    }
+}
+
+#[test]
+fn keys_in_order_fill_their_leaves() {
+    let [up, _, mixed] = orders(count());
+    let bytes = |order: &[u64]| {
+        let mut index = Index::new();
+        order
+            .iter()
+            .for_each(|n| assert!(index.upsert(&number_key(*n), meta(*n)).is_none()));
+        index.bytes()
+    };
+    let loaded = Index::from_sorted((0..count()).map(|n| (number_key(n), meta(n)))).bytes();
+    assert!(bytes(&up) <= bytes(&mixed));
+    assert!(loaded <= bytes(&up) * 5 / 4);
+}
+
+#[test]
+fn keys_as_long_as_a_request_work() {
+    let len = if cfg!(miri) { 5_000 } else { 3 << 19 };
+    let long = |n: u8| [vec![b'k'; len - 1], vec![n]].concat();
+    let (mut index, mut model) = (Index::new(), Model::new());
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    for n in (0..30_u8).rev() {
+        index.upsert(&long(n), meta(1));
+        index.upsert(&[n], meta(2));
+        index.upsert(&long(n), meta(3));
+        model.insert(long(n), meta(3));
+        model.insert(vec![n], meta(2));
+    }
+    publisher.publish(&mut index, |root| root);
+    check(index.tree(), &model);
+    check_range(index.tree(), &model, &long(5), Some(&long(9)));
+    check_range(index.tree(), &model, &long(5)[..len - 1], None);
+    let full = index.bytes();
+    assert!(full > 30 * len as u64);
+    for n in 0..30_u8 {
+        assert_eq!(index.remove(&long(n)), model.remove(&long(n)));
+    }
+    check(index.tree(), &model);
+    assert!(
+        index.bytes() == full,
+        "published keys stay until a batch is over"
+    );
+    publisher.publish(&mut index, |root| root);
+    assert!(
+        index.bytes() < full - 29 * len as u64,
+        "long keys go back to the allocator"
+    );
+}
+
+#[test]
+fn a_change_costs_no_memory_unless_pinned() {
+    let mut index = Index::from_sorted((0..count()).map(|n| (number_key(n), meta(n))));
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    let reader = publisher.reader();
+    let mut change = |index: &mut Index, n: u64| {
+        index.upsert(&number_key(n * 31 % count()), meta(n));
+        publisher.publish(index, |root| root);
+    };
+    (0..count()).for_each(|n| change(&mut index, n));
+    assert_eq!(index.retired_bytes(), 0);
+    let bytes = index.bytes();
+    (0..count()).for_each(|n| change(&mut index, n));
+    assert_eq!(index.bytes(), bytes);
+    reader.pin(|root, pin| {
+        (0..count()).for_each(|n| change(&mut index, n));
+        assert!(index.retired_bytes() > count() * node::UNIT_BYTES as u64);
+        assert_eq!(root.read(pin).get(&number_key(0)), Some(meta(0)));
+    });
+    assert!(index.bytes() > bytes);
+    publisher.collect(&mut index);
+    assert_eq!(index.retired_bytes(), 0);
+}
+
+#[test]
+fn a_panic_in_a_pin_ends_it() {
+    let mut index = Index::new();
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    let reader = publisher.reader();
+    let pinned = std::panic::AssertUnwindSafe(|| reader.pin(|_, _| panic!("in a pin")));
+    assert!(std::panic::catch_unwind(pinned).is_err());
+    index.upsert(b"key", meta(1));
+    publisher.publish(&mut index, |root| root);
+    assert_eq!(index.retired_bytes(), 0);
+}
+
+#[test]
+fn readers_outlive_index_and_publisher() {
+    let long = vec![b'k'; 1000];
+    let mut index = Index::new();
+    index.upsert(&long, meta(1));
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    let reader = publisher.reader();
+    reader.pin(|old, pin| {
+        index.remove(&long);
+        index.upsert(b"short", meta(2));
+        publisher.publish(&mut index, |root| root);
+        drop(publisher);
+        index.upsert(b"unpublished", meta(3));
+        drop(index);
+        assert_eq!(old.read(pin).get(&long), Some(meta(1)));
+    });
+    reader.clone().pin(|root, pin| {
+        assert_eq!(root.read(pin).get(&long), None);
+        assert_eq!(root.read(pin).get(b"short"), Some(meta(2)));
+        assert_eq!(root.read(pin).get(b"unpublished"), None);
+    });
+}
+
+#[test]
+fn a_newer_root_is_read_under_an_older_pin() {
+    let mut index = Index::new();
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    let reader = publisher.reader();
+    reader.pin(|_, outer| {
+        index.upsert(b"key", meta(1));
+        publisher.publish(&mut index, |root| root);
+        let newer = reader.pin(|root, _| *root);
+        for n in 0..count() {
+            index.upsert(&number_key(n), meta(n));
+            publisher.publish(&mut index, |root| root);
+        }
+        assert_eq!(newer.read(outer).live_count(b"", None), 1);
+    });
+}
+
+#[test]
+#[should_panic(expected = "the root is as new as the pinned View")]
+fn a_root_is_not_read_under_a_newer_pin() {
+    let mut index = Index::new();
+    let mut publisher = Publisher::new(&mut index, |root| root);
+    let reader = publisher.reader();
+    let stale = reader.pin(|root, _| *root);
+    publisher.publish(&mut index, |root| root);
+    reader.pin(|_, pin| stale.read(pin).get(b""));
+}
+
+#[test]
+#[should_panic(expected = "root and pin are of one index")]
+fn a_root_is_not_read_under_another_indexs_pin() {
+    let (mut one, mut two) = (Index::new(), Index::new());
+    let one = Publisher::new(&mut one, |root| root).reader();
+    let two = Publisher::new(&mut two, |root| root).reader();
+    let root = one.pin(|root, _| *root);
+    two.pin(|_, pin| root.read(pin).get(b""));
+}
+
+#[test]
+#[should_panic(expected = "an index has one publisher")]
+fn an_index_has_no_second_publisher() {
+    let mut index = Index::new();
+    drop(Publisher::new(&mut index, |root| root));
+    Publisher::new(&mut index, |root| root);
+}
+
+#[test]
+#[should_panic(expected = "its own index")]
+fn a_publisher_takes_no_other_index() {
+    let (mut one, mut two) = (Index::new(), Index::new());
+    let mut publisher = Publisher::new(&mut one, |root| root);
+    publisher.publish(&mut two, |root| root);
+}
+
+#[test]
+#[should_panic(expected = "at most READERS_MAX readers")]
+fn readers_are_bounded() {
+    let mut index = Index::new();
+    let publisher = Publisher::new(&mut index, |root| root);
+    let readers: Vec<_> = (0..READERS_MAX).map(|_| publisher.reader()).collect();
+    let _one_too_many = readers[0].clone();
+}
+
+#[test]
+#[should_panic(expected = "keys come in order")]
+fn loads_nothing_unsorted() {
+    Index::from_sorted([(b"b", meta(1)), (b"a", meta(1))]);
+}
+
+struct Numbered {
+    root: Root,
+    main: u64,
+}
+
+/// Every batch writes all keys with its number: a reader must see one number only, and the keys that
+/// come and go with it.
+#[test]
+fn readers_on_other_threads_see_whole_batches() {
+    let (keys, batches) = if cfg!(miri) { (12, 20) } else { (300, 500) };
+    let mut index = Index::new();
+    let mut publisher = Publisher::new(&mut index, |root| Numbered { root, main: 0 });
+    let reader = publisher.reader();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let reader = reader.clone();
+            scope.spawn(move || {
+                let mut last = 0;
+                while last < batches {
+                    last = reader.pin(|view, pin| {
+                        assert!(view.main >= last, "Views do not go back");
+                        let tree = view.root.read(pin);
+                        let mut seen = 0;
+                        let mut cursor = tree.range(b"", None);
+                        while let Some((_, meta)) = cursor.next() {
+                            assert_eq!(meta.modified.main, view.main);
+                            seen += 1;
+                        }
+                        assert_eq!(
+                            seen,
+                            if view.main == 0 {
+                                0
+                            } else {
+                                keys + view.main % 7
+                            }
+                        );
+                        view.main
+                    });
+                }
+            });
+        }
+        for main in 1..=batches {
+            let meta = KeyMeta {
+                modified: Revision::new(main, 0),
+                ..KeyMeta::default()
+            };
+            for n in 0..keys + 7 {
+                let key = number_key(n);
+                if n < keys + main % 7 {
+                    index.upsert(&key, meta);
+                } else {
+                    index.remove(&key);
+                }
+            }
+            publisher.publish(&mut index, |root| Numbered { root, main });
+        }
+    });
+    publisher.collect(&mut index);
+    assert_eq!(index.retired_bytes(), 0);
 }
