@@ -108,13 +108,25 @@ type step struct {
 }
 
 var steps = []step{
-	{"range", 300, func(r *Run) error { return r.unary(pb.KV_Range_FullMethodName, r.Range(), new(pb.RangeResponse)) }},
+	{
+		"range",
+		300,
+		func(r *Run) error { return r.unary(pb.KV_Range_FullMethodName, r.Range(), new(pb.RangeResponse)) },
+	},
 	{"range-stream", 25, (*Run).rangeStream},
-	{"put", 200, func(r *Run) error { return r.unary(pb.KV_Put_FullMethodName, r.Put(), new(pb.PutResponse)) }},
+	{
+		"put",
+		200,
+		func(r *Run) error { return r.unary(pb.KV_Put_FullMethodName, r.Put(), new(pb.PutResponse)) },
+	},
 	{"delete", 60, func(r *Run) error {
 		return r.unary(pb.KV_DeleteRange_FullMethodName, r.DeleteRange(), new(pb.DeleteRangeResponse))
 	}},
-	{"txn", 150, func(r *Run) error { return r.unary(pb.KV_Txn_FullMethodName, r.Txn(), new(pb.TxnResponse)) }},
+	{
+		"txn",
+		150,
+		func(r *Run) error { return r.unary(pb.KV_Txn_FullMethodName, r.Txn(), new(pb.TxnResponse)) },
+	},
 	{"compact", 4, (*Run).compact},
 	{"large", 1, (*Run).large},
 	{"lease-grant", 12, (*Run).leaseGrant},
@@ -123,7 +135,11 @@ var steps = []step{
 	{"lease-keepalive", 15, (*Run).leaseKeepAlive},
 	{"lease-ttl", 20, (*Run).leaseTTL},
 	{"lease-list", 8, func(r *Run) error {
-		return r.unary(pb.Lease_LeaseLeases_FullMethodName, new(pb.LeaseLeasesRequest), new(pb.LeaseLeasesResponse))
+		return r.unary(
+			pb.Lease_LeaseLeases_FullMethodName,
+			new(pb.LeaseLeasesRequest),
+			new(pb.LeaseLeasesResponse),
+		)
 	}},
 	{"hashkv", 15, (*Run).hashKV},
 	{"status", 4, func(r *Run) error {
@@ -236,7 +252,11 @@ func (r *Run) leaseGrant() error {
 	if req.ID == 0 && stock.Err == nil && server.Err == nil {
 		ours, theirs := stock.Msg.(*pb.LeaseGrantResponse).ID, server.Msg.(*pb.LeaseGrantResponse).ID
 		if theirs <= 0 {
-			return &Difference{What: "a chosen lease id must be positive", Stock: stock.String(), Server: server.String()}
+			return &Difference{
+				What:   "a chosen lease id must be positive",
+				Stock:  stock.String(),
+				Server: server.String(),
+			}
 		}
 		r.Pair.Leases.Learn(ours, theirs)
 		r.Chosen[ours] = true
@@ -261,7 +281,12 @@ func (r *Run) leaseShort() error {
 	grant := &pb.LeaseGrantRequest{ID: id, TTL: r.ShortTTL()}
 	return errors.Join(
 		r.unary(pb.Lease_LeaseGrant_FullMethodName, grant, new(pb.LeaseGrantResponse)),
-		r.unary(pb.Lease_LeaseRevoke_FullMethodName, &pb.LeaseRevokeRequest{ID: id}, new(pb.LeaseRevokeResponse)))
+		r.unary(
+			pb.Lease_LeaseRevoke_FullMethodName,
+			&pb.LeaseRevokeRequest{ID: id},
+			new(pb.LeaseRevokeResponse),
+		),
+	)
 }
 
 func (r *Run) leaseKeepAlive() error {

@@ -65,7 +65,12 @@ func (b *inbox) file(r *pb.WatchResponse) {
 		b.violated = fmt.Errorf("watch %d: revision %d after %d, and no fragment", id, first, b.lastRev[id])
 	}
 	if r.Header.GetRevision() < last {
-		b.violated = fmt.Errorf("watch %d: header revision %d behind event %d", id, r.Header.GetRevision(), last)
+		b.violated = fmt.Errorf(
+			"watch %d: header revision %d behind event %d",
+			id,
+			r.Header.GetRevision(),
+			last,
+		)
 	}
 	if r.Fragment {
 		b.fragments++
@@ -189,7 +194,11 @@ func (s *Stream) Quiet() error {
 	if extra[0] == nil && extra[1] == nil {
 		return nil
 	}
-	return &Difference{What: "a control answer that was not due", Stock: text(extra[0]), Server: text(extra[1])}
+	return &Difference{
+		What:   "a control answer that was not due",
+		Stock:  text(extra[0]),
+		Server: text(extra[1]),
+	}
 }
 
 // Events waits until both sides have delivered n uncompared events to the watch, then compares all
