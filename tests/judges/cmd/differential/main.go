@@ -132,8 +132,8 @@ func (o *options) judgeMutants(table *report.Table) {
 	}
 }
 
-// run judges one seed on fresh servers. Some seeds lower --max-txn-ops, have big values,
-// or attach leases whose ids the servers chose.
+// run judges one seed on fresh servers. Some seeds lower --max-txn-ops, announce watch progress often,
+// have big values, or attach leases whose ids the servers chose.
 func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	g := gen.New(seed)
 	g.Big, g.AttachChosen = seed%4 == 0, seed%2 == 1
@@ -141,6 +141,9 @@ func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	if seed%3 == 0 {
 		g.MaxTxnOps = 5
 		flags = append(flags, "--max-txn-ops=5")
+	}
+	if seed%2 == 0 {
+		flags = append(flags, "--watch-progress-notify-interval=100ms")
 	}
 	if !o.fsync {
 		flags = append(flags, "--unsafe-no-fsync")

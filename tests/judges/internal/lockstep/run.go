@@ -32,6 +32,8 @@ type Run struct {
 	cancel  context.CancelFunc
 	streams []*openStream
 	short   int64
+	// stockNotified and serverNotified count progress that was not asked for, on closed streams.
+	stockNotified, serverNotified int
 }
 
 // NewRun opens a watch over everything on stock: from it follows what each other watch must deliver.
@@ -68,10 +70,7 @@ func (r *Run) Ops(n int) error {
 	if err := r.pokeAll(); err != nil {
 		return r.explain(err)
 	}
-	for _, s := range r.streams {
-		r.close(s)
-	}
-	return nil
+	return r.finish()
 }
 
 // note keeps what a report shows; it is formatted only then.

@@ -91,6 +91,13 @@ var All = []Mutant{
 		}
 		return had
 	})},
+	{Name: "progress", alter: on(func(r *pb.WatchResponse) bool {
+		progress := len(r.Events) == 0 && !r.Created && !r.Canceled
+		if progress {
+			r.Header.Revision += 5
+		}
+		return progress
+	})},
 	{Name: "error-text", fail: func(err error) (error, bool) {
 		return status.Error(status.Code(err), status.Convert(err).Message()+"."), true
 	}},
