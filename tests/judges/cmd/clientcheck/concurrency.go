@@ -20,13 +20,13 @@ var concurrencyChecks = []check{
 }
 
 func (p *probe) session() *concurrency.Session {
-	return ok[*concurrency.Session](p)(concurrency.NewSession(p.cli, concurrency.WithTTL(10), concurrency.WithContext(p.ctx)))
+	return must(concurrency.NewSession(p.cli, concurrency.WithTTL(10), concurrency.WithContext(p.ctx)))
 }
 
 func sessionEnds(p *probe) {
 	s := p.session()
 	p.put("k", "v", clientv3.WithLease(s.Lease()))
-	ok[*clientv3.LeaseRevokeResponse](p)(p.cli.Revoke(p.ctx, s.Lease()))
+	must(p.cli.Revoke(p.ctx, s.Lease()))
 	select {
 	case <-s.Done():
 	case <-p.ctx.Done():
@@ -86,7 +86,7 @@ func mutexTwoSessions(p *probe) {
 	}
 	p.must(one.Close())
 	p.must(next(p, locked))
-	holder := ok[*clientv3.TxnResponse](p)(p.cli.Txn(p.ctx).If(second.IsOwner()).Commit())
+	holder := must(p.cli.Txn(p.ctx).If(second.IsOwner()).Commit())
 	want(p, "second owns the lock", holder.Succeeded, true)
 	p.must(second.Unlock(p.ctx))
 }
@@ -106,7 +106,7 @@ func election(p *probe) {
 	p.must(first.Resign(p.ctx))
 	p.must(next(p, won))
 	want(p, "observed", leaderOf(next(p, observed)), "b")
-	want(p, "leader", leaderOf(ok[*clientv3.GetResponse](p)(second.Leader(p.ctx))), "b")
+	want(p, "leader", leaderOf(must(second.Leader(p.ctx))), "b")
 	p.must(second.Resign(p.ctx))
 	_, err := first.Leader(p.ctx)
 	p.wantErr(err, concurrency.ErrElectionNoLeader)
@@ -141,7 +141,7 @@ func stmTransfers(p *probe) {
 	}
 	sum := 0
 	for _, kv := range p.get("", clientv3.WithPrefix()).Kvs {
-		sum += ok[int](p)(strconv.Atoi(string(kv.Value)))
+		sum += must(strconv.Atoi(string(kv.Value)))
 	}
 	want(p, "sum", sum, accounts*100)
 }

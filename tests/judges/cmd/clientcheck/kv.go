@@ -21,7 +21,7 @@ var kvChecks = []check{
 }
 
 func (p *probe) get(name string, opts ...clientv3.OpOption) *clientv3.GetResponse {
-	return ok[*clientv3.GetResponse](p)(p.cli.Get(p.ctx, p.key(name), opts...))
+	return must(p.cli.Get(p.ctx, p.key(name), opts...))
 }
 
 func kvPutGet(p *probe) {
@@ -34,9 +34,9 @@ func kvPutGet(p *probe) {
 	want(p, "create revision", kv.CreateRevision, first)
 	want(p, "mod revision", kv.ModRevision, second)
 	want(p, "old value", string(p.get("k", clientv3.WithRev(first)).Kvs[0].Value), "1")
-	r := ok[*clientv3.PutResponse](p)(p.cli.Put(p.ctx, p.key("k"), "3", clientv3.WithPrevKV()))
+	r := must(p.cli.Put(p.ctx, p.key("k"), "3", clientv3.WithPrevKV()))
 	want(p, "previous value", string(r.PrevKv.Value), "2")
-	ok[*clientv3.PutResponse](p)(p.cli.Put(p.ctx, p.key("k"), "", clientv3.WithIgnoreValue()))
+	must(p.cli.Put(p.ctx, p.key("k"), "", clientv3.WithIgnoreValue()))
 	want(p, "ignored value", string(p.get("k").Kvs[0].Value), "3")
 }
 
@@ -50,7 +50,11 @@ func kvRange(p *probe) {
 	want(p, "page", len(page.Kvs), 3)
 	want(p, "more", page.More, true)
 	want(p, "page's count", page.Count, 10)
-	byValue := p.get("", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByValue, clientv3.SortAscend))
+	byValue := p.get(
+		"",
+		clientv3.WithPrefix(),
+		clientv3.WithSort(clientv3.SortByValue, clientv3.SortAscend),
+	)
 	want(p, "least value", string(byValue.Kvs[0].Key), p.key("k9"))
 	last := p.get("", clientv3.WithLastKey()...)
 	want(p, "last key", string(last.Kvs[0].Key), p.key("k9"))
@@ -67,10 +71,10 @@ func kvDelete(p *probe) {
 	for _, name := range []string{"a", "b", "c"} {
 		p.put(name, name)
 	}
-	r := ok[*clientv3.DeleteResponse](p)(p.cli.Delete(p.ctx, p.key("a"), clientv3.WithRange(p.key("c")), clientv3.WithPrevKV()))
+	r := must(p.cli.Delete(p.ctx, p.key("a"), clientv3.WithRange(p.key("c")), clientv3.WithPrevKV()))
 	want(p, "deleted", r.Deleted, 2)
 	want(p, "previous", string(r.PrevKvs[1].Value), "b")
-	again := ok[*clientv3.DeleteResponse](p)(p.cli.Delete(p.ctx, p.key("a")))
+	again := must(p.cli.Delete(p.ctx, p.key("a")))
 	want(p, "deleted again", again.Deleted, 0)
 	want(p, "revision of no deletion", again.Header.Revision, r.Header.Revision)
 	p.put("a", "new")
@@ -80,7 +84,7 @@ func kvDelete(p *probe) {
 func kvTxn(p *probe) {
 	rev := p.put("k", "1")
 	txn := func(cmp clientv3.Cmp) *clientv3.TxnResponse {
-		return ok[*clientv3.TxnResponse](p)(p.cli.Txn(p.ctx).If(cmp).
+		return must(p.cli.Txn(p.ctx).If(cmp).
 			Then(clientv3.OpPut(p.key("yes"), "y"), clientv3.OpGet(p.key("yes"))).
 			Else(clientv3.OpGet(p.key("k")), clientv3.OpDelete(p.key("yes"))).Commit())
 	}
@@ -101,19 +105,19 @@ func kvTxnNested(p *probe) {
 		[]clientv3.Cmp{clientv3.Compare(clientv3.Version(p.key("k")), "=", 1)},
 		[]clientv3.Op{clientv3.OpPut(p.key("inner"), "then")},
 		[]clientv3.Op{clientv3.OpPut(p.key("inner"), "else")})
-	r := ok[*clientv3.TxnResponse](p)(p.cli.Txn(p.ctx).Then(clientv3.OpPut(p.key("k"), "v"), inner).Commit())
+	r := must(p.cli.Txn(p.ctx).Then(clientv3.OpPut(p.key("k"), "v"), inner).Commit())
 	want(p, "inner branch is chosen before the writes", r.Responses[1].GetResponseTxn().Succeeded, false)
 	want(p, "inner write", string(p.get("inner").Kvs[0].Value), "else")
 	want(p, "same revision", p.get("inner").Kvs[0].ModRevision, p.get("k").Kvs[0].ModRevision)
 }
 
 func kvDo(p *probe) {
-	put := ok[clientv3.OpResponse](p)(p.cli.Do(p.ctx, clientv3.OpPut(p.key("k"), "v")))
-	get := ok[clientv3.OpResponse](p)(p.cli.Do(p.ctx, clientv3.OpGet(p.key("k"))))
+	put := must(p.cli.Do(p.ctx, clientv3.OpPut(p.key("k"), "v")))
+	get := must(p.cli.Do(p.ctx, clientv3.OpGet(p.key("k"))))
 	want(p, "mod revision", get.Get().Kvs[0].ModRevision, put.Put().Header.Revision)
-	del := ok[clientv3.OpResponse](p)(p.cli.Do(p.ctx, clientv3.OpDelete(p.key("k"))))
+	del := must(p.cli.Do(p.ctx, clientv3.OpDelete(p.key("k"))))
 	want(p, "deleted", del.Del().Deleted, 1)
-	txn := ok[clientv3.OpResponse](p)(p.cli.Do(p.ctx, clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpGet(p.key("k"))}, nil)))
+	txn := must(p.cli.Do(p.ctx, clientv3.OpTxn(nil, []clientv3.Op{clientv3.OpGet(p.key("k"))}, nil)))
 	want(p, "txn", txn.Txn().Succeeded, true)
 }
 
@@ -124,8 +128,8 @@ func kvStream(p *probe) {
 	for i := range n {
 		p.put(fmt.Sprintf("k%02d", i), value)
 	}
-	chunks := ok[clientv3.GetStreamChan](p)(p.cli.GetStream(p.ctx, p.prefix, clientv3.WithPrefix()))
-	all := ok[*clientv3.GetResponse](p)(clientv3.GetStreamToGetResponse(chunks))
+	chunks := must(p.cli.GetStream(p.ctx, p.prefix, clientv3.WithPrefix()))
+	all := must(clientv3.GetStreamToGetResponse(chunks))
 	want(p, "keys", len(all.Kvs), n)
 	want(p, "count", all.Count, n)
 	for i, kv := range all.Kvs {
@@ -137,7 +141,7 @@ func kvStream(p *probe) {
 func kvCompact(p *probe) {
 	first := p.put("k", "1")
 	second := p.put("k", "2")
-	ok[*clientv3.CompactResponse](p)(p.cli.Compact(p.ctx, second, clientv3.WithCompactPhysical()))
+	must(p.cli.Compact(p.ctx, second, clientv3.WithCompactPhysical()))
 	_, err := p.cli.Get(p.ctx, p.key("k"), clientv3.WithRev(first))
 	p.wantErr(err, rpctypes.ErrCompacted)
 	want(p, "at the compacted revision", string(p.get("k", clientv3.WithRev(second)).Kvs[0].Value), "2")
@@ -154,7 +158,9 @@ func kvErrors(p *probe) {
 	p.wantErr(err, rpctypes.ErrLeaseNotFound)
 	_, err = p.cli.Put(p.ctx, p.key("none"), "", clientv3.WithIgnoreValue())
 	p.wantErr(err, rpctypes.ErrKeyNotFound)
-	_, err = p.cli.Txn(p.ctx).Then(clientv3.OpPut(p.key("k"), "1"), clientv3.OpPut(p.key("k"), "2")).Commit()
+	_, err = p.cli.Txn(p.ctx).
+		Then(clientv3.OpPut(p.key("k"), "1"), clientv3.OpPut(p.key("k"), "2")).
+		Commit()
 	p.wantErr(err, rpctypes.ErrDuplicateKey)
 	_, err = p.cli.Txn(p.ctx).Then(make129Puts(p)...).Commit()
 	p.wantErr(err, rpctypes.ErrTooManyOps)

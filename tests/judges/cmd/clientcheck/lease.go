@@ -17,32 +17,37 @@ var leaseChecks = []check{
 }
 
 func (p *probe) grant(ttl int64) clientv3.LeaseID {
-	return ok[*clientv3.LeaseGrantResponse](p)(p.cli.Grant(p.ctx, ttl)).ID
+	return must(p.cli.Grant(p.ctx, ttl)).ID
 }
 
 // leaseExpiry: the key goes away by itself, not before the TTL, and a watch says so.
 func leaseExpiry(p *probe) {
-	granted := ok[*clientv3.LeaseGrantResponse](p)(p.cli.Grant(p.ctx, 2))
+	granted := must(p.cli.Grant(p.ctx, 2))
 	start := time.Now()
 	rev := p.put("k", "v", clientv3.WithLease(granted.ID))
 	r := next(p, p.cli.Watch(p.ctx, p.key("k"), clientv3.WithRev(rev+1)))
 	want(p, "event", r.Events[0].Type, mvccpb.Event_DELETE)
-	want(p, "lived for its TTL", time.Since(start) > time.Duration(granted.TTL)*time.Second-500*time.Millisecond, true)
-	left := ok[*clientv3.LeaseTimeToLiveResponse](p)(p.cli.TimeToLive(p.ctx, granted.ID))
+	want(
+		p,
+		"lived for its TTL",
+		time.Since(start) > time.Duration(granted.TTL)*time.Second-500*time.Millisecond,
+		true,
+	)
+	left := must(p.cli.TimeToLive(p.ctx, granted.ID))
 	want(p, "time left", left.TTL, -1)
 }
 
 // leaseKeepAlive: the client renews a short lease in the background and the key outlives its TTL.
 func leaseKeepAlive(p *probe) {
-	granted := ok[*clientv3.LeaseGrantResponse](p)(p.cli.Grant(p.ctx, 2))
+	granted := must(p.cli.Grant(p.ctx, 2))
 	p.put("k", "v", clientv3.WithLease(granted.ID))
-	renewals := ok[<-chan *clientv3.LeaseKeepAliveResponse](p)(p.cli.KeepAlive(p.ctx, granted.ID))
+	renewals := must(p.cli.KeepAlive(p.ctx, granted.ID))
 	for start := time.Now(); time.Since(start) < 2*time.Duration(granted.TTL)*time.Second; {
 		r := next(p, renewals)
 		want(p, "renewed TTL", r.TTL, granted.TTL)
 	}
 	want(p, "keys after twice the TTL", p.get("k").Count, 1)
-	once := ok[*clientv3.LeaseKeepAliveResponse](p)(p.cli.KeepAliveOnce(p.ctx, granted.ID))
+	once := must(p.cli.KeepAliveOnce(p.ctx, granted.ID))
 	want(p, "renewed once", once.TTL, granted.TTL)
 	_, err := p.cli.KeepAliveOnce(p.ctx, 4711)
 	p.wantErr(err, rpctypes.ErrLeaseNotFound)
@@ -54,7 +59,7 @@ func leaseRevoke(p *probe) {
 	p.put("b", "v", clientv3.WithLease(id))
 	p.put("b", "v")
 	watch := p.cli.Watch(p.ctx, p.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev+3))
-	ok[*clientv3.LeaseRevokeResponse](p)(p.cli.Revoke(p.ctx, id))
+	must(p.cli.Revoke(p.ctx, id))
 	events := next(p, watch).Events
 	want(p, "deleted", len(events), 1)
 	want(p, "the attached key", string(events[0].Kv.Key), p.key("a"))
@@ -66,10 +71,10 @@ func leaseRevoke(p *probe) {
 func leaseList(p *probe) {
 	id := p.grant(1000)
 	p.put("k", "v", clientv3.WithLease(id))
-	list := ok[*clientv3.LeaseLeasesResponse](p)(p.cli.Leases(p.ctx))
+	list := must(p.cli.Leases(p.ctx))
 	found := slices.ContainsFunc(list.Leases, func(s clientv3.LeaseStatus) bool { return s.ID == id })
 	want(p, "listed", found, true)
-	left := ok[*clientv3.LeaseTimeToLiveResponse](p)(p.cli.TimeToLive(p.ctx, id, clientv3.WithAttachedKeys()))
+	left := must(p.cli.TimeToLive(p.ctx, id, clientv3.WithAttachedKeys()))
 	want(p, "granted TTL", left.GrantedTTL, 1000)
 	want(p, "keys", len(left.Keys), 1)
 	want(p, "key", string(left.Keys[0]), p.key("k"))

@@ -72,18 +72,19 @@ func (p *probe) wantErr(err, wanted error) {
 	}
 }
 
-func ok[T any](p *probe) func(T, error) T {
-	return func(value T, err error) T {
-		p.must(err)
-		return value
+// must is value, unless err fails the check.
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(failure{err})
 	}
+	return value
 }
 
 func (p *probe) key(name string) string { return p.prefix + name }
 
 // put writes a key and is its revision.
 func (p *probe) put(name, value string, opts ...clientv3.OpOption) int64 {
-	return ok[*clientv3.PutResponse](p)(p.cli.Put(p.ctx, p.key(name), value, opts...)).Header.Revision
+	return must(p.cli.Put(p.ctx, p.key(name), value, opts...)).Header.Revision
 }
 
 // next is the next item of a channel, within the check's time.
@@ -108,7 +109,9 @@ type host struct {
 
 func (h *host) client(endpoint string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: h.dial,
+		Endpoints: []string{
+			endpoint,
+		}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: h.dial,
 	})
 }
 
@@ -137,7 +140,11 @@ func main() {
 	server := flag.String("server", "", "binary under test")
 	stock := flag.String("stock", "bin/etcd", "stock etcd")
 	only := flag.String("run", "", "checks whose name contains this")
-	control := flag.Bool("control", false, "alter the server's answers and pass only if each alteration is noticed")
+	control := flag.Bool(
+		"control",
+		false,
+		"alter the server's answers and pass only if each alteration is noticed",
+	)
 	verbose := flag.Bool("v", false, "say how long each check took")
 	var ports proc.Ports
 	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
@@ -164,8 +171,19 @@ func main() {
 }
 
 // runAll runs the checks on a fresh server; with altered answers only up to the first that fails.
-func runAll(label, path, only string, ports *proc.Ports, dial []grpc.DialOption, table *report.Table, verbose bool) {
-	config, err := proc.NewConfig(path, "clientcheck", ports, "--watch-progress-notify-interval="+progressInterval)
+func runAll(
+	label, path, only string,
+	ports *proc.Ports,
+	dial []grpc.DialOption,
+	table *report.Table,
+	verbose bool,
+) {
+	config, err := proc.NewConfig(
+		path,
+		"clientcheck",
+		ports,
+		"--watch-progress-notify-interval="+progressInterval,
+	)
 	if err != nil {
 		report.Fatal(err)
 	}

@@ -39,11 +39,17 @@ func (p *probe) collect(ch clientv3.WatchChan, n int) (events []*clientv3.Event)
 }
 
 func watchLive(p *probe) {
-	watch := p.cli.Watch(p.ctx, p.prefix, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithCreatedNotify())
+	watch := p.cli.Watch(
+		p.ctx,
+		p.prefix,
+		clientv3.WithPrefix(),
+		clientv3.WithPrevKV(),
+		clientv3.WithCreatedNotify(),
+	)
 	want(p, "created", next(p, watch).Created, true)
 	rev := p.put("a", "1")
 	p.put("a", "2")
-	ok[*clientv3.DeleteResponse](p)(p.cli.Delete(p.ctx, p.key("a")))
+	must(p.cli.Delete(p.ctx, p.key("a")))
 	events := p.collect(watch, 3)
 	want(p, "create", events[0].IsCreate(), true)
 	want(p, "modify", events[1].IsModify(), true)
@@ -58,14 +64,14 @@ func watchHistory(p *probe) {
 	for i := range 30 {
 		p.put("k", fmt.Sprint(i+1))
 	}
-	ok[*clientv3.TxnResponse](p)(p.cli.Txn(p.ctx).Then(clientv3.OpPut(p.key("x"), ""), clientv3.OpPut(p.key("y"), "")).Commit())
+	must(p.cli.Txn(p.ctx).Then(clientv3.OpPut(p.key("x"), ""), clientv3.OpPut(p.key("y"), "")).Commit())
 	events := p.collect(p.cli.Watch(p.ctx, p.prefix, clientv3.WithPrefix(), clientv3.WithRev(rev)), 33)
 	for i, ev := range events[:31] {
 		want(p, "value in order", string(ev.Kv.Value), fmt.Sprint(i))
 	}
 	want(p, "one txn, one revision", events[31].Kv.ModRevision, events[32].Kv.ModRevision)
 	deletes := p.cli.Watch(p.ctx, p.key("k"), clientv3.WithRev(rev), clientv3.WithFilterPut())
-	ok[*clientv3.DeleteResponse](p)(p.cli.Delete(p.ctx, p.key("k")))
+	must(p.cli.Delete(p.ctx, p.key("k")))
 	want(p, "filtered", p.collect(deletes, 1)[0].Type, mvccpb.Event_DELETE)
 }
 
@@ -146,7 +152,7 @@ func watchProgressNotify(p *probe) {
 func watchCompacted(p *probe) {
 	rev := p.put("k", "1")
 	last := p.put("k", "2")
-	ok[*clientv3.CompactResponse](p)(p.cli.Compact(p.ctx, last))
+	must(p.cli.Compact(p.ctx, last))
 	r := next(p, p.cli.Watch(p.ctx, p.key("k"), clientv3.WithRev(rev)))
 	p.wantErr(r.Err(), rpctypes.ErrCompacted)
 	want(p, "compact revision", r.CompactRevision, last)
@@ -157,9 +163,12 @@ func watchCompacted(p *probe) {
 
 // cuttable watches through a bridge whose connections can be cut.
 func (p *probe) cuttable(opts ...clientv3.OpOption) (clientv3.WatchChan, *proc.Bridge, func()) {
-	bridge := ok[*proc.Bridge](p)(proc.NewBridge(p.host.Endpoint()))
-	cli := ok[*clientv3.Client](p)(p.host.client(bridge.Addr()))
-	watch := cli.Watch(p.ctx, p.prefix, append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify())...)
+	bridge := must(proc.NewBridge(p.host.Endpoint()))
+	cli := must(p.host.client(bridge.Addr()))
+	watch := cli.Watch(
+		p.ctx,
+		p.prefix,
+		append(opts, clientv3.WithPrefix(), clientv3.WithCreatedNotify())...)
 	next(p, watch)
 	return watch, bridge, func() {
 		cli.Close()
@@ -184,7 +193,12 @@ func watchResume(p *probe) {
 		p.put("k", fmt.Sprint(n))
 		n++
 		bridge.Mend()
-		want(p, fmt.Sprintf("value after cut %d", round), string(p.collect(watch, 1)[0].Kv.Value), fmt.Sprint(n-1))
+		want(
+			p,
+			fmt.Sprintf("value after cut %d", round),
+			string(p.collect(watch, 1)[0].Kv.Value),
+			fmt.Sprint(n-1),
+		)
 	}
 }
 
@@ -198,7 +212,7 @@ func watchResumeCompacted(p *probe) {
 	p.put("k", "missed")
 	p.put("k", "missed too")
 	last := p.put("k", "last")
-	ok[*clientv3.CompactResponse](p)(p.cli.Compact(p.ctx, last))
+	must(p.cli.Compact(p.ctx, last))
 	bridge.Mend()
 	r := next(p, watch)
 	p.wantErr(r.Err(), rpctypes.ErrCompacted)

@@ -21,17 +21,20 @@ func namespaced(p *probe) {
 	kv := namespace.NewKV(p.cli.KV, p.prefix)
 	watcher := namespace.NewWatcher(p.cli.Watcher, p.prefix)
 	lease := namespace.NewLease(p.cli.Lease, p.prefix)
-	granted := ok[*clientv3.LeaseGrantResponse](p)(lease.Grant(p.ctx, 1000))
-	put := ok[*clientv3.PutResponse](p)(kv.Put(p.ctx, "k", "v", clientv3.WithLease(granted.ID)))
+	granted := must(lease.Grant(p.ctx, 1000))
+	put := must(kv.Put(p.ctx, "k", "v", clientv3.WithLease(granted.ID)))
 	want(p, "below the prefix", string(p.get("k").Kvs[0].Value), "v")
-	all := ok[*clientv3.GetResponse](p)(kv.Get(p.ctx, "", clientv3.WithFromKey()))
+	all := must(kv.Get(p.ctx, "", clientv3.WithFromKey()))
 	want(p, "keys seen", all.Count, 1)
 	want(p, "key without prefix", string(all.Kvs[0].Key), "k")
-	events := p.collect(watcher.Watch(p.ctx, "", clientv3.WithPrefix(), clientv3.WithRev(put.Header.Revision)), 1)
+	events := p.collect(
+		watcher.Watch(p.ctx, "", clientv3.WithPrefix(), clientv3.WithRev(put.Header.Revision)),
+		1,
+	)
 	want(p, "watched key", string(events[0].Kv.Key), "k")
-	left := ok[*clientv3.LeaseTimeToLiveResponse](p)(lease.TimeToLive(p.ctx, granted.ID, clientv3.WithAttachedKeys()))
+	left := must(lease.TimeToLive(p.ctx, granted.ID, clientv3.WithAttachedKeys()))
 	want(p, "leased key", string(left.Keys[0]), "k")
-	txn := ok[*clientv3.TxnResponse](p)(kv.Txn(p.ctx).If(clientv3.Compare(clientv3.Value("k"), "=", "v")).
+	txn := must(kv.Txn(p.ctx).If(clientv3.Compare(clientv3.Value("k"), "=", "v")).
 		Then(clientv3.OpDelete("k")).Commit())
 	want(p, "txn", txn.Succeeded, true)
 }
@@ -39,9 +42,9 @@ func namespaced(p *probe) {
 func ordered(p *probe) {
 	kv := ordering.NewKV(p.cli.KV, ordering.NewOrderViolationSwitchEndpointClosure(p.cli))
 	for i := range 20 {
-		ok[*clientv3.PutResponse](p)(kv.Put(p.ctx, p.key("k"), fmt.Sprint(i)))
-		ok[*clientv3.GetResponse](p)(kv.Get(p.ctx, p.key("k")))
-		read := ok[*clientv3.GetResponse](p)(kv.Get(p.ctx, p.key("k"), clientv3.WithSerializable()))
+		must(kv.Put(p.ctx, p.key("k"), fmt.Sprint(i)))
+		must(kv.Get(p.ctx, p.key("k")))
+		read := must(kv.Get(p.ctx, p.key("k"), clientv3.WithSerializable()))
 		want(p, "value", string(read.Kvs[0].Value), fmt.Sprint(i))
 	}
 }
@@ -76,11 +79,11 @@ func leased(p *probe) {
 	p.must(err)
 	defer closeTwo()
 	for i := range 5 {
-		ok[*clientv3.PutResponse](p)(one.Put(p.ctx, p.key("k"), fmt.Sprint("one", i)))
-		read := ok[*clientv3.GetResponse](p)(two.Get(p.ctx, p.key("k")))
+		must(one.Put(p.ctx, p.key("k"), fmt.Sprint("one", i)))
+		read := must(two.Get(p.ctx, p.key("k")))
 		want(p, "second reads", string(read.Kvs[0].Value), fmt.Sprint("one", i))
-		ok[*clientv3.PutResponse](p)(two.Put(p.ctx, p.key("k"), fmt.Sprint("two", i)))
-		read = ok[*clientv3.GetResponse](p)(one.Get(p.ctx, p.key("k")))
+		must(two.Put(p.ctx, p.key("k"), fmt.Sprint("two", i)))
+		read = must(one.Get(p.ctx, p.key("k")))
 		want(p, "first reads", string(read.Kvs[0].Value), fmt.Sprint("two", i))
 	}
 }

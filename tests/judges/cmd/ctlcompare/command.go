@@ -69,7 +69,12 @@ func (c *command) finish() (outcome, error) {
 	case <-time.After(commandMax):
 		_ = c.cmd.Process.Kill()
 		<-c.done
-		return outcome{}, fmt.Errorf("did not end within %v, printed %q %q", commandMax, c.stdout.String(), c.stderr.String())
+		return outcome{}, fmt.Errorf(
+			"did not end within %v, printed %q %q",
+			commandMax,
+			c.stdout.String(),
+			c.stderr.String(),
+		)
 	}
 	return outcome{c.cmd.ProcessState.ExitCode(), c.stdout.String(), c.stderr.String()}, nil
 }
@@ -85,10 +90,17 @@ func (c *command) interrupt(lines int) (outcome, error) {
 		case <-c.done:
 			return c.finish()
 		case <-timer.C:
-			err = fmt.Errorf("%d of %d lines within %v: %q", c.stdout.lines(), lines, commandMax, c.stdout.String())
+			err = fmt.Errorf(
+				"%d of %d lines within %v: %q",
+				c.stdout.lines(),
+				lines,
+				commandMax,
+				c.stdout.String(),
+			)
 		}
 	}
-	if sigErr := c.cmd.Process.Signal(syscall.SIGINT); sigErr != nil && !errors.Is(sigErr, os.ErrProcessDone) {
+	if sigErr := c.cmd.Process.Signal(syscall.SIGINT); sigErr != nil &&
+		!errors.Is(sigErr, os.ErrProcessDone) {
 		return outcome{}, sigErr
 	}
 	o, endErr := c.finish()

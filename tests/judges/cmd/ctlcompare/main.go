@@ -31,7 +31,11 @@ func main() {
 	server := flag.String("server", "", "binary under test")
 	stock := flag.String("stock", "bin/etcd", "stock etcd")
 	ctl := flag.String("etcdctl", "bin/etcdctl", "stock etcdctl")
-	control := flag.Bool("control", false, "damage some of the server's answers and pass only if that is noticed")
+	control := flag.Bool(
+		"control",
+		false,
+		"damage some of the server's answers and pass only if that is noticed",
+	)
 	verbose := flag.Bool("v", false, "print each command and its masked output")
 	var ports proc.Ports
 	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")

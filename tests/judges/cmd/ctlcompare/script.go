@@ -24,6 +24,9 @@ type step struct {
 }
 
 func (s step) String() string {
+	if s.end != "" {
+		return fmt.Sprintf("script.txt:%d: etcdctl in the background, %s", s.line, s.end)
+	}
 	return fmt.Sprintf("script.txt:%d: etcdctl %q", s.line, s.args)
 }
 

@@ -23,13 +23,13 @@ import (
 )
 
 type options struct {
-	server, stock  string
-	first, seeds   uint64
-	ops            int
-	skip, mutants  string
-	every          int64
-	fsync, verbose bool
-	ports          proc.Ports
+	server, stock       string
+	first, seeds        uint64
+	ops                 int
+	skip, only, mutants string
+	every               int64
+	fsync, verbose      bool
+	ports               proc.Ports
 }
 
 func main() {
@@ -39,7 +39,9 @@ func main() {
 	flag.Uint64Var(&o.first, "first-seed", 1, "first seed")
 	flag.Uint64Var(&o.seeds, "seeds", 20, "number of seeds")
 	flag.IntVar(&o.ops, "ops", 10_000, "operations per seed")
-	flag.StringVar(&o.skip, "skip", "", "steps left out, comma-separated: "+strings.Join(lockstep.Steps(), " "))
+	steps := strings.Join(lockstep.Steps(), " ")
+	flag.StringVar(&o.skip, "skip", "", "steps left out, comma-separated: "+steps)
+	flag.StringVar(&o.only, "only", "", "the only steps drawn, comma-separated")
 	flag.StringVar(&o.mutants, "mutant", "", "alter answers: a mutant's name, or all")
 	flag.Int64Var(&o.every, "mutant-every", 20, "alter one answer in N")
 	flag.BoolVar(&o.fsync, "fsync", false, "let the servers flush (default: --unsafe-no-fsync)")
@@ -54,6 +56,9 @@ func main() {
 		report.Fatal(err)
 	}
 	masks.ServerIsStock = same
+	if err := o.checkSteps(); err != nil {
+		report.Fatal(err)
+	}
 
 	var table report.Table
 	if o.mutants != "" {
@@ -78,8 +83,15 @@ func (o *options) judge(table *report.Table) {
 		start := time.Now()
 		err := o.run(seed, nil)
 		if err != nil {
-			err = fmt.Errorf("%w\n  again: differential -server %s -stock %s -first-seed %d -seeds 1 -ops %d%s",
-				err, o.server, o.stock, seed, o.ops, o.again())
+			err = fmt.Errorf(
+				"%w\n  again: differential -server %s -stock %s -first-seed %d -seeds 1 -ops %d%s",
+				err,
+				o.server,
+				o.stock,
+				seed,
+				o.ops,
+				o.again(),
+			)
 		}
 		table.Check(fmt.Sprintf("seed %d", seed), err)
 		if o.verbose {
@@ -91,6 +103,9 @@ func (o *options) judge(table *report.Table) {
 func (o *options) again() (flags string) {
 	if o.skip != "" {
 		flags += " -skip " + o.skip
+	}
+	if o.only != "" {
+		flags += " -only " + o.only
 	}
 	if o.fsync {
 		flags += " -fsync"
@@ -117,8 +132,8 @@ func (o *options) judgeMutants(table *report.Table) {
 	}
 }
 
-// run judges one seed on fresh servers. Some seeds lower --max-txn-ops, have big values,
-// or attach leases whose ids the servers chose.
+// run judges one seed on fresh servers. Some seeds lower --max-txn-ops, announce watch progress often,
+// have big values, or attach leases whose ids the servers chose.
 func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	g := gen.New(seed)
 	g.Big, g.AttachChosen = seed%4 == 0, seed%2 == 1
@@ -126,6 +141,9 @@ func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	if seed%3 == 0 {
 		g.MaxTxnOps = 5
 		flags = append(flags, "--max-txn-ops=5")
+	}
+	if seed%2 == 0 {
+		flags = append(flags, "--watch-progress-notify-interval=100ms")
 	}
 	if !o.fsync {
 		flags = append(flags, "--unsafe-no-fsync")
@@ -139,10 +157,7 @@ func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 	if err != nil {
 		return err
 	}
-	run.Skip = map[string]bool{}
-	for name := range strings.SplitSeq(o.skip, ",") {
-		run.Skip[name] = true
-	}
+	run.Skip = o.skipped()
 	err = run.Ops(o.ops)
 	if o.verbose && extra == nil {
 		for _, what := range slices.Sorted(maps.Keys(run.Met)) {
@@ -150,6 +165,26 @@ func (o *options) run(seed uint64, extra []grpc.DialOption) error {
 		}
 	}
 	return err
+}
+
+// checkSteps refuses names that -skip and -only do not know.
+func (o *options) checkSteps() error {
+	for name := range strings.SplitSeq(o.skip+","+o.only, ",") {
+		if name != "" && !slices.Contains(lockstep.Steps(), name) {
+			return fmt.Errorf("no step %q, there are %v", name, lockstep.Steps())
+		}
+	}
+	return nil
+}
+
+// skipped are the steps that -skip and -only leave out.
+func (o *options) skipped() map[string]bool {
+	skip, only := strings.Split(o.skip, ","), strings.Split(o.only, ",")
+	out := map[string]bool{}
+	for _, name := range lockstep.Steps() {
+		out[name] = slices.Contains(skip, name) || o.only != "" && !slices.Contains(only, name)
+	}
+	return out
 }
 
 // start runs both servers on fresh data dirs; stop ends them and removes the dirs.
@@ -171,6 +206,11 @@ func (o *options) start(flags []string, extra []grpc.DialOption) (*lockstep.Pair
 		}
 		side, err := lockstep.Dial(name, config.Endpoint(), extra...)
 		stops = append(stops, func() {
+			select {
+			case <-server.Done():
+				fmt.Printf("%s ended by itself:\n%s\n", name, server.Tail())
+			default:
+			}
 			side.Close()
 			server.Kill()
 			os.RemoveAll(config.Dir)

@@ -67,7 +67,10 @@ func (l *ledger) ack(w write, rev, floor int64) error {
 }
 
 func dial(endpoint string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return grpc.NewClient(
+		"passthrough:///"+endpoint,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+	)
 }
 
 // writeUntilKilled lets the clients write for a while, kills the server and waits for the clients, each of
@@ -144,7 +147,12 @@ func (l *ledger) verify(endpoint string, watchers []*watcher) error {
 	}
 	for rev := from; rev <= l.last; rev++ {
 		if w, acked := l.acked[rev]; acked && w != l.history[rev-firstRevision] {
-			return fmt.Errorf("revision %d was acknowledged for %v and holds %v", rev, w, l.history[rev-firstRevision])
+			return fmt.Errorf(
+				"revision %d was acknowledged for %v and holds %v",
+				rev,
+				w,
+				l.history[rev-firstRevision],
+			)
 		}
 	}
 	for i, w := range watchers {
@@ -185,7 +193,11 @@ func readHistory(endpoint string, from, least int64) ([]write, error) {
 	}
 	current := head.Header.Revision
 	if current < least {
-		return nil, fmt.Errorf("acknowledged writes are lost: the store is at revision %d, acknowledged was %d", current, least)
+		return nil, fmt.Errorf(
+			"acknowledged writes are lost: the store is at revision %d, acknowledged was %d",
+			current,
+			least,
+		)
 	}
 	if current < from {
 		return nil, nil

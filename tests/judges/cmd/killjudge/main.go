@@ -35,7 +35,12 @@ func main() {
 	flag.DurationVar(&o.least, "least", 500*time.Millisecond, "least time between start and kill")
 	flag.DurationVar(&o.most, "most", 2*time.Second, "greatest time between start and kill")
 	flag.Uint64Var(&o.seed, "seed", 1, "seed of the times of the kills")
-	flag.BoolVar(&o.control, "control", false, "put an older copy of the data dir back and pass only if that is noticed")
+	flag.BoolVar(
+		&o.control,
+		"control",
+		false,
+		"put an older copy of the data dir back and pass only if that is noticed",
+	)
 	flag.IntVar(&o.ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
 	flag.Parse()
 	if o.server == "" {

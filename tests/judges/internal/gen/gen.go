@@ -30,6 +30,8 @@ type Gen struct {
 	AttachChosen bool
 	// Big makes values of hundreds of KiB likely enough for fragmented watches.
 	Big bool
+	// fromKeyDeletes is drawn for each txn, see txnPut.
+	fromKeyDeletes bool
 }
 
 // New is a source for a seed.

@@ -74,5 +74,8 @@ func (g *Gen) WatchCreate() *pb.WatchCreateRequest {
 	if g.One(4) {
 		r.WatchId = Pick[int64](g, 1, 2, 3, 5, 100, -1, -4)
 	}
+	if r.WatchId == -1 {
+		r.ProgressNotify = false // it would look like requested progress
+	}
 	return r
 }

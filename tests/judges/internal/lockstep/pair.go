@@ -34,9 +34,14 @@ type Side struct {
 
 // Dial connects a side; opts may carry a mutant's interceptors.
 func Dial(name, endpoint string, opts ...grpc.DialOption) (*Side, error) {
-	opts = append(opts,
+	opts = append(
+		opts,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)))
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(math.MaxInt32),
+			grpc.MaxCallSendMsgSize(math.MaxInt32),
+		),
+	)
 	conn, err := grpc.NewClient("passthrough:///"+endpoint, opts...)
 	if err != nil {
 		return nil, err
@@ -115,7 +120,11 @@ func (p *Pair) compare(stock, server Answer) (Answer, error) {
 		}
 	}
 	if !same(stock, server) {
-		return stock, &Difference{What: "the answers differ", Stock: stock.String(), Server: server.String()}
+		return stock, &Difference{
+			What:   "the answers differ",
+			Stock:  stock.String(),
+			Server: server.String(),
+		}
 	}
 	return stock, nil
 }
@@ -142,7 +151,11 @@ func (p *Pair) Unary(method string, req proto.Message, answer func() proto.Messa
 }
 
 // UnaryRaw is Unary without the comparison.
-func (p *Pair) UnaryRaw(method string, req proto.Message, answer func() proto.Message) (stock, server Answer) {
+func (p *Pair) UnaryRaw(
+	method string,
+	req proto.Message,
+	answer func() proto.Message,
+) (stock, server Answer) {
 	return p.both(func(s *Side) Answer {
 		ctx, cancel := context.WithTimeout(context.Background(), answerMax)
 		defer cancel()

@@ -32,6 +32,8 @@ type Run struct {
 	cancel  context.CancelFunc
 	streams []*openStream
 	short   int64
+	// stockNotified and serverNotified count progress that was not asked for, on closed streams.
+	stockNotified, serverNotified int
 }
 
 // NewRun opens a watch over everything on stock: from it follows what each other watch must deliver.
@@ -68,10 +70,7 @@ func (r *Run) Ops(n int) error {
 	if err := r.pokeAll(); err != nil {
 		return r.explain(err)
 	}
-	for _, s := range r.streams {
-		r.close(s)
-	}
-	return nil
+	return r.finish()
 }
 
 // note keeps what a report shows; it is formatted only then.
@@ -108,13 +107,25 @@ type step struct {
 }
 
 var steps = []step{
-	{"range", 300, func(r *Run) error { return r.unary(pb.KV_Range_FullMethodName, r.Range(), new(pb.RangeResponse)) }},
+	{
+		"range",
+		300,
+		func(r *Run) error { return r.unary(pb.KV_Range_FullMethodName, r.Range(), new(pb.RangeResponse)) },
+	},
 	{"range-stream", 25, (*Run).rangeStream},
-	{"put", 200, func(r *Run) error { return r.unary(pb.KV_Put_FullMethodName, r.Put(), new(pb.PutResponse)) }},
+	{
+		"put",
+		200,
+		func(r *Run) error { return r.unary(pb.KV_Put_FullMethodName, r.Put(), new(pb.PutResponse)) },
+	},
 	{"delete", 60, func(r *Run) error {
 		return r.unary(pb.KV_DeleteRange_FullMethodName, r.DeleteRange(), new(pb.DeleteRangeResponse))
 	}},
-	{"txn", 150, func(r *Run) error { return r.unary(pb.KV_Txn_FullMethodName, r.Txn(), new(pb.TxnResponse)) }},
+	{
+		"txn",
+		150,
+		func(r *Run) error { return r.unary(pb.KV_Txn_FullMethodName, r.Txn(), new(pb.TxnResponse)) },
+	},
 	{"compact", 4, (*Run).compact},
 	{"large", 1, (*Run).large},
 	{"lease-grant", 12, (*Run).leaseGrant},
@@ -123,7 +134,11 @@ var steps = []step{
 	{"lease-keepalive", 15, (*Run).leaseKeepAlive},
 	{"lease-ttl", 20, (*Run).leaseTTL},
 	{"lease-list", 8, func(r *Run) error {
-		return r.unary(pb.Lease_LeaseLeases_FullMethodName, new(pb.LeaseLeasesRequest), new(pb.LeaseLeasesResponse))
+		return r.unary(
+			pb.Lease_LeaseLeases_FullMethodName,
+			new(pb.LeaseLeasesRequest),
+			new(pb.LeaseLeasesResponse),
+		)
 	}},
 	{"hashkv", 15, (*Run).hashKV},
 	{"status", 4, func(r *Run) error {
@@ -236,7 +251,11 @@ func (r *Run) leaseGrant() error {
 	if req.ID == 0 && stock.Err == nil && server.Err == nil {
 		ours, theirs := stock.Msg.(*pb.LeaseGrantResponse).ID, server.Msg.(*pb.LeaseGrantResponse).ID
 		if theirs <= 0 {
-			return &Difference{What: "a chosen lease id must be positive", Stock: stock.String(), Server: server.String()}
+			return &Difference{
+				What:   "a chosen lease id must be positive",
+				Stock:  stock.String(),
+				Server: server.String(),
+			}
 		}
 		r.Pair.Leases.Learn(ours, theirs)
 		r.Chosen[ours] = true
@@ -261,7 +280,12 @@ func (r *Run) leaseShort() error {
 	grant := &pb.LeaseGrantRequest{ID: id, TTL: r.ShortTTL()}
 	return errors.Join(
 		r.unary(pb.Lease_LeaseGrant_FullMethodName, grant, new(pb.LeaseGrantResponse)),
-		r.unary(pb.Lease_LeaseRevoke_FullMethodName, &pb.LeaseRevokeRequest{ID: id}, new(pb.LeaseRevokeResponse)))
+		r.unary(
+			pb.Lease_LeaseRevoke_FullMethodName,
+			&pb.LeaseRevokeRequest{ID: id},
+			new(pb.LeaseRevokeResponse),
+		),
+	)
 }
 
 func (r *Run) leaseKeepAlive() error {

@@ -15,21 +15,31 @@ import (
 
 // inbox is what one side of one stream has received and nobody has compared yet.
 type inbox struct {
-	mu        sync.Mutex
-	changed   chan struct{} // one waiter; holds at most one wake-up
-	events    map[int64][]*mvccpb.Event
-	control   []*pb.WatchResponse // created, canceled and progress answers, in order
-	lastRev   map[int64]int64     // mod revision of a watch's last event
-	open      map[int64]bool      // the watch's last response was a fragment, more of it follows
-	fragments int                 // responses that said that more of them follows
-	broken    error
-	violated  error
+	mu      sync.Mutex
+	changed chan struct{} // one waiter; holds at most one wake-up
+	events  map[int64][]*mvccpb.Event
+	// control holds created, canceled and requested progress answers, in order.
+	control []*pb.WatchResponse
+	// marks are kept for each watch that has been created and not canceled.
+	marks map[int64]*mark
+	// fragments and notified count responses: those that more was to follow, and unrequested progress.
+	fragments, notified int
+	broken, violated    error
+}
+
+// mark is how far a watch has come.
+type mark struct {
+	// last is the mod revision of the last event, announced that of the last progress.
+	last, announced int64
+	// open says that the last response was a fragment.
+	open bool
 }
 
 func newInbox() *inbox {
 	return &inbox{
-		changed: make(chan struct{}, 1), events: map[int64][]*mvccpb.Event{},
-		lastRev: map[int64]int64{}, open: map[int64]bool{},
+		changed: make(chan struct{}, 1),
+		events:  map[int64][]*mvccpb.Event{},
+		marks:   map[int64]*mark{},
 	}
 }
 
@@ -53,34 +63,70 @@ func (b *inbox) receive(stream pb.Watch_WatchClient) {
 	}
 }
 
-// file puts a response where it belongs and checks what must hold on each side by itself: revisions
-// rise, a revision is split only over fragments, the header is not behind the events.
+// anyWatch is the watch id of requested progress and of refused creations.
+const anyWatch = -1
+
+// file puts a response where it belongs.
 func (b *inbox) file(r *pb.WatchResponse) {
-	if len(r.Events) == 0 {
+	id, rev := r.WatchId, r.Header.GetRevision()
+	switch {
+	case len(r.Events) > 0:
+		b.fileEvents(r)
+	case r.Created || r.Canceled:
 		b.control = append(b.control, r)
-		return
+		if r.Created && !r.Canceled {
+			b.marks[id] = &mark{}
+		} else if !r.Created {
+			delete(b.marks, id)
+		}
+	case id == anyWatch:
+		b.control = append(b.control, r)
+		for _, m := range b.marks {
+			m.announced = rev
+		}
+	default:
+		b.notified++
+		if m := b.marks[id]; m != nil {
+			m.announced = rev
+		}
 	}
-	id, first, last := r.WatchId, r.Events[0].Kv.ModRevision, r.Events[len(r.Events)-1].Kv.ModRevision
-	if first < b.lastRev[id] || first == b.lastRev[id] && !b.open[id] {
-		b.violated = fmt.Errorf("watch %d: revision %d after %d, and no fragment", id, first, b.lastRev[id])
+}
+
+// fileEvents checks what must hold on each side by itself: a watch is created before its first event,
+// revisions rise, one is split only over fragments, neither header nor progress runs ahead of events.
+func (b *inbox) fileEvents(r *pb.WatchResponse) {
+	id := r.WatchId
+	first, last := r.Events[0].Kv.ModRevision, r.Events[len(r.Events)-1].Kv.ModRevision
+	m := b.marks[id]
+	if m == nil {
+		// Stock does not keep back the events of a watch that was given the id anyWatch.
+		if id != anyWatch {
+			b.violated = fmt.Errorf("watch %d: events of a watch that does not exist", id)
+		}
+		m = &mark{}
 	}
-	if r.Header.GetRevision() < last {
-		b.violated = fmt.Errorf("watch %d: header revision %d behind event %d", id, r.Header.GetRevision(), last)
+	switch {
+	case first < m.last || first == m.last && !m.open:
+		b.violated = fmt.Errorf("watch %d: revision %d after %d, and no fragment", id, first, m.last)
+	case first <= m.announced:
+		b.violated = fmt.Errorf("watch %d: revision %d after progress at %d", id, first, m.announced)
+	case r.Header.GetRevision() < last:
+		b.violated = fmt.Errorf("watch %d: header revision %d behind event %d", id,
+			r.Header.GetRevision(), last)
 	}
+	m.last, m.open = last, r.Fragment
 	if r.Fragment {
 		b.fragments++
 	}
-	b.lastRev[id], b.open[id] = last, r.Fragment
 	b.events[id] = append(b.events[id], r.Events...)
 }
 
-// forget drops what is known of a watch id, which may be used again.
-func (b *inbox) forget(id int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.events, id)
-	delete(b.lastRev, id)
-	delete(b.open, id)
+// told is the mod revision of a watch's last event; the caller holds the lock.
+func (b *inbox) told(id int64) int64 {
+	if m := b.marks[id]; m != nil {
+		return m.last
+	}
+	return 0
 }
 
 // wait blocks until enough holds (under the lock), the stream breaks, or answerMax has passed.
@@ -189,7 +235,11 @@ func (s *Stream) Quiet() error {
 	if extra[0] == nil && extra[1] == nil {
 		return nil
 	}
-	return &Difference{What: "a control answer that was not due", Stock: text(extra[0]), Server: text(extra[1])}
+	return &Difference{
+		What:   "a control answer that was not due",
+		Stock:  text(extra[0]),
+		Server: text(extra[1]),
+	}
 }
 
 // Events waits until both sides have delivered n uncompared events to the watch, then compares all
@@ -241,17 +291,4 @@ func (b *inbox) take(id int64, n int) ([]*mvccpb.Event, error) {
 	events := b.events[id]
 	b.events[id] = nil
 	return events, err
-}
-
-// delivered reports a side that announced progress before it had delivered the n events due.
-func (s *Stream) delivered(id int64, n int) error {
-	for name, b := range map[string]*inbox{"stock": s.stock.inbox, "server": s.server.inbox} {
-		b.mu.Lock()
-		have := len(b.events[id])
-		b.mu.Unlock()
-		if have < n {
-			return fmt.Errorf("%s: progress ahead of watch %d: %d of %d events", name, id, have, n)
-		}
-	}
-	return nil
 }

@@ -2,6 +2,7 @@ package lockstep
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -78,7 +79,7 @@ func (w *watch) due(history []*mvccpb.Event) int {
 // catchUp waits until stock has told the history up to the current revision.
 func (r *Run) catchUp() error {
 	r.note(note("compare watches"))
-	err := r.oracle.wait(func() bool { return r.Revision == 1 || r.oracle.lastRev[0] >= r.Revision })
+	err := r.oracle.wait(func() bool { return r.Revision == 1 || r.oracle.told(0) >= r.Revision })
 	r.oracle.mu.Lock()
 	defer r.oracle.mu.Unlock()
 	r.history = append(r.history, r.oracle.events[0]...)
@@ -222,8 +223,6 @@ func (r *Run) watchCancel() error {
 		return err
 	}
 	s.watches = slices.Delete(s.watches, i, i+1)
-	s.stock.inbox.forget(id)
-	s.server.inbox.forget(id)
 	return nil
 }
 
@@ -240,9 +239,6 @@ func (r *Run) watchProgress() error {
 		}
 		answered = answered && w.req.StartRevision <= r.Revision
 	}
-	if err := r.catchUp(); err != nil {
-		return err
-	}
 	req := &pb.WatchProgressRequest{}
 	r.note(request{r.done, req})
 	err = s.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: req}})
@@ -252,11 +248,6 @@ func (r *Run) watchProgress() error {
 	r.Met["WatchProgressRequest, answered"]++
 	if _, err := s.Control(); err != nil {
 		return err
-	}
-	for _, w := range s.watches {
-		if err := s.delivered(w.id, w.due(r.history)); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -276,7 +267,30 @@ func (r *Run) watchClose() error {
 
 func (r *Run) close(s *openStream) {
 	s.Close()
-	s.stock.inbox.mu.Lock()
-	defer s.stock.inbox.mu.Unlock()
+	for _, h := range []half{s.stock, s.server} {
+		h.inbox.mu.Lock()
+		defer h.inbox.mu.Unlock()
+	}
 	r.Met["watch fragments"] += s.stock.inbox.fragments
+	r.stockNotified += s.stock.inbox.notified
+	r.serverNotified += s.server.inbox.notified
+}
+
+// notifiedMin is how often stock must have announced progress unasked before silence is a difference.
+const notifiedMin = 20
+
+// finish closes all streams.
+func (r *Run) finish() error {
+	for _, s := range r.streams {
+		r.close(s)
+	}
+	r.Met["watch progress, unasked"] = r.stockNotified
+	if r.stockNotified >= notifiedMin && r.serverNotified == 0 {
+		return &Difference{
+			What:   "progress that was not requested",
+			Stock:  fmt.Sprintf("%d times", r.stockNotified),
+			Server: "never",
+		}
+	}
+	return nil
 }

@@ -50,9 +50,15 @@ var All = []Mutant{
 		return had
 	})},
 	{Name: "deleted", alter: on(func(r *pb.DeleteRangeResponse) bool { r.Deleted++; return true })},
-	{Name: "succeeded", alter: on(func(r *pb.TxnResponse) bool { r.Succeeded = !r.Succeeded; return true })},
+	{
+		Name:  "succeeded",
+		alter: on(func(r *pb.TxnResponse) bool { r.Succeeded = !r.Succeeded; return true }),
+	},
 	{Name: "hash", rare: true, alter: on(func(r *pb.HashKVResponse) bool { r.Hash++; return true })},
-	{Name: "granted-ttl", alter: on(func(r *pb.LeaseTimeToLiveResponse) bool { r.GrantedTTL++; return true })},
+	{
+		Name:  "granted-ttl",
+		alter: on(func(r *pb.LeaseTimeToLiveResponse) bool { r.GrantedTTL++; return true }),
+	},
 	{Name: "lease-missing", rare: true, alter: on(func(r *pb.LeaseLeasesResponse) bool {
 		had := len(r.Leases) > 0
 		r.Leases = r.Leases[min(1, len(r.Leases)):]
@@ -85,6 +91,13 @@ var All = []Mutant{
 		}
 		return had
 	})},
+	{Name: "progress", alter: on(func(r *pb.WatchResponse) bool {
+		progress := len(r.Events) == 0 && !r.Created && !r.Canceled
+		if progress {
+			r.Header.Revision += 5
+		}
+		return progress
+	})},
 	{Name: "error-text", fail: func(err error) (error, bool) {
 		return status.Error(status.Code(err), status.Convert(err).Message()+"."), true
 	}},
@@ -108,10 +121,12 @@ func (m Mutant) Options(n int64) []grpc.DialOption {
 	var met atomic.Int64
 	hit := func() bool { return met.Add(1)%n == 0 }
 	return []grpc.DialOption{
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
-			invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return m.apply(reply, invoke(ctx, method, req, reply, cc, opts...), hit)
-		}),
+		grpc.WithUnaryInterceptor(
+			func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+				invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+				return m.apply(reply, invoke(ctx, method, req, reply, cc, opts...), hit)
+			},
+		),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn,
 			method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			s, err := open(ctx, desc, cc, method, opts...)
