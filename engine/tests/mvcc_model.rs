@@ -28,7 +28,7 @@ use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
 use ringkv_engine::txn;
 
 /// Term of all entries.
-const TERM: u64 = 5;
+pub const TERM: u64 = 5;
 /// The lessor's minimum TTL, seconds.
 const TTL_MIN: i64 = 2;
 
@@ -66,7 +66,7 @@ impl Pair {
         }
     }
 
-    fn apply(&mut self, command: Command<'_>) -> Outcome {
+    fn apply(&mut self, command: Command<'_>, wanted: bool) -> Outcome {
         let envelope = Envelope {
             origin: Origin::NONE,
             command,
@@ -74,7 +74,7 @@ impl Pair {
         let index = self.machine.applied() + 1;
         let result = self
             .machine
-            .apply(index, TERM, &envelope.to_bytes(), |_| true);
+            .apply(index, TERM, &envelope.to_bytes(), |_| wanted);
         result.expect("a record of ours").1
     }
 
@@ -87,6 +87,7 @@ impl Pair {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Change(change) => self.change(change),
+            Step::Unwanted(change) => self.unwanted(change),
             Step::Publish => self.publish(),
             Step::Slice { floor } => {
                 let floor = if *floor {
@@ -106,31 +107,29 @@ impl Pair {
     }
 
     fn change(&mut self, change: &Change) {
-        let compacting = self.machine.store.is_compacting();
-        let got = match change {
-            Change::Put(put) => self.apply(Command::Put(put.command())),
-            Change::Delete(delete) => self.apply(Command::DeleteRange(delete.command())),
-            Change::Txn(txn) => self.apply(Command::Txn(txn.command())),
-            Change::Compact { back } => {
-                let revision = self.model.revision as i64 - back;
-                self.apply(Command::Compact { revision })
-            }
-            Change::Grant { id, ttl } => self.apply(Command::LeaseGrant { id: *id, ttl: *ttl }),
-            Change::Revoke { id } => self.apply(Command::LeaseRevoke { id: *id }),
-            Change::Expire { ids, fenced } => self.apply(Command::LeaseExpire {
-                ids: ids.clone(),
-                term: TERM - u64::from(*fenced),
-            }),
-            Change::Alarm { action, alarm } => self.apply(Command::Alarm {
-                action: *action,
-                member: 1,
-                alarm: *alarm,
-            }),
-        };
-        let want = self.model.change(change, compacting);
+        let (got, want) = self.both(change, true);
         assert_eq!(got, want, "{change:?}");
+    }
+
+    /// What is not read for the result is no part of what happens.
+    fn unwanted(&mut self, change: &Change) {
+        let (got, want) = self.both(change, false);
+        let failure = |outcome: &Outcome| match outcome {
+            Outcome::Failed(error) => Some(*error),
+            _ => None,
+        };
+        assert_eq!(failure(&got), failure(&want), "{change:?}");
+    }
+
+    /// The outcomes of machine and model.
+    fn both(&mut self, change: &Change, wanted: bool) -> (Outcome, Outcome) {
+        let compacting = self.machine.store.is_compacting();
+        let command = change.command(self.model.revision);
+        let got = self.apply(command, wanted);
+        let want = self.model.change(change, compacting);
         assert_eq!(self.machine.store.revision(), self.model.revision);
         assert_eq!(self.machine.store.compacted(), self.model.compacted);
+        (got, want)
     }
 
     fn begin_range(&mut self, query: &Query) {
@@ -227,7 +226,7 @@ impl Pair {
     fn check_leases(&self) {
         let got = self.machine.lessor.iter().map(|(id, lease)| {
             let keys = lease.keys().map(<[u8]>::to_vec).collect();
-            (id, (lease.granted_ttl(), keys))
+            (id, (lease.granted_ttl(), lease.remaining_ttl(), keys))
         });
         assert_eq!(got.collect::<Vec<_>>(), self.model.leases());
     }
