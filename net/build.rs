@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new()
         .bytes(["."])
         .extern_path(".mvccpb.KeyValue", "crate::wire::EncodedKv")
+        .extern_path(".mvccpb.Event", "crate::wire::EncodedEvent")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -25,13 +25,12 @@ mod reclaim;
 #[cfg(test)]
 mod tests;
 
-use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 pub use cursor::{Cursor, Tree};
 use node::{Link, Memory, Retired};
 use reclaim::Home;
-pub use reclaim::{Pinned, Publisher, Reader, Root};
+pub use reclaim::{Pinned, Publisher, READERS_MAX, Reader, Root};
 
 use crate::types::KeyMeta;
 
@@ -117,11 +116,11 @@ impl Index {
         self.memory.bytes()
     }
 
-    /// Bytes of nodes and long keys that were replaced and may still be seen by a pinned reader.
+    /// Bytes of nodes and long keys that were replaced, by the batch at hand or by published ones
+    /// that pins hold back.
     #[must_use]
     pub fn retired_bytes(&self) -> u64 {
-        // Relaxed: a gauge.
-        self.home.retired_bytes.load(Ordering::Relaxed)
+        self.memory.retired_bytes()
     }
 
     /// Ends the batch. Only a publisher may have that: it is the one who knows when what the batch
@@ -129,9 +128,6 @@ impl Index {
     fn seal(&mut self) -> (Root, Retired) {
         let root = self.root().address();
         let (batch, retired) = self.memory.seal();
-        self.home
-            .retired_bytes
-            .fetch_add(retired.bytes(), Ordering::Relaxed);
         (Root::new(root, batch, &self.home), retired)
     }
 }

@@ -475,7 +475,7 @@ impl Lessor {
             let timer = primary.timers.get_mut(&id).expect("queued means clocked");
             assert!(timer.checkpoint_queued_ms == Some(queued_ms));
             timer.checkpoint_queued_ms = None;
-            if timer.expiry_queued_ms.is_none() || timer.expiry_ms <= now_ms {
+            if timer.expiry_ms <= now_ms {
                 continue;
             }
             let mut from_ms = timer.refreshed_ms;
@@ -518,13 +518,10 @@ impl Lessor {
             return;
         };
         for id in core::mem::take(&mut primary.unstarted) {
-            // Revoked meanwhile; or granted anew, and then listed twice.
+            // Revoked meanwhile. One granted anew is listed twice, and its clock set twice alike.
             let Some(lease) = self.leases.get(&id) else {
                 continue;
             };
-            if primary.timers.contains_key(&id) {
-                continue;
-            }
             let expiry_ms = now_ms.saturating_add(lease.run_ms());
             let timer = Timer::start(expiry_ms, now_ms, self.checkpoint_interval_ms);
             primary.timers.insert(id, timer);

@@ -13,7 +13,7 @@ pub mod command;
 pub mod index;
 pub mod revtable;
 pub mod mvcc;
-// pub mod watch;
+pub mod watch;
 pub mod lease;
 pub mod alarm;
 pub mod members;

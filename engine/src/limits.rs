@@ -49,6 +49,14 @@ pub struct Limits {
     pub lease_expiries_per_second_max: u64,
     /// Remaining TTLs in one checkpoint entry (etcd: 1000).
     pub lease_checkpoints_per_entry_max: usize,
+    /// Responses queued on one watch stream, bytes; its watchers wait beyond it. One revision may
+    /// overshoot. Catch-up responses grow to this, and etcd's tests want 10 MiB in one.
+    pub watch_stream_bytes_max: usize,
+    /// Responses queued on all watch streams of a shard, bytes; beyond it only streams with
+    /// nothing queued get more.
+    pub watch_shard_bytes_max: usize,
+    /// Watchers on one shard; more are refused.
+    pub watchers_per_shard_max: usize,
     /// Free WAL segment files kept for recycling; more are removed.
     pub wal_free_segments_max: usize,
     /// Largest block of a checkpoint file, bytes: one write, one read; a multiple of
@@ -80,6 +88,9 @@ impl Limits {
         checkpoint_log_bytes_min: 256 << 20,
         lease_expiries_per_second_max: 750,
         lease_checkpoints_per_entry_max: 1000,
+        watch_stream_bytes_max: 16 << 20,
+        watch_shard_bytes_max: 256 << 20,
+        watchers_per_shard_max: 1 << 20,
         wal_free_segments_max: 4,
         checkpoint_block_bytes: 1 << 20,
     };
@@ -107,6 +118,9 @@ impl Limits {
         checkpoint_log_bytes_min: 128 << 10,
         lease_expiries_per_second_max: 5,
         lease_checkpoints_per_entry_max: 2,
+        watch_stream_bytes_max: 1 << 10,
+        watch_shard_bytes_max: 4 << 10,
+        watchers_per_shard_max: 32,
         wal_free_segments_max: 1,
         checkpoint_block_bytes: format::BLOCK_BYTES,
     };

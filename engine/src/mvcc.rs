@@ -299,8 +299,8 @@ impl Store {
         Ok(())
     }
 
-    /// One slice of physical compaction; true while there is more to do. Revisions after main
-    /// revision `floor` are still walked by somebody who must see them all.
+    /// One slice of physical compaction; true when another could go on from here. Revisions after
+    /// main revision `floor` are still walked by somebody who must see them all.
     pub fn compact_slice(&mut self, floor: u64) -> bool {
         let Some(mut compaction) = self.compactions.pop_front() else {
             return false;
@@ -316,7 +316,7 @@ impl Store {
         }
         if compaction.prune.is_none() && floor < compaction.revision {
             self.compactions.push_front(compaction);
-            return true;
+            return false;
         }
         let prune = compaction
             .prune

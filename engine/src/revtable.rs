@@ -314,7 +314,7 @@ impl RevTable {
     }
 
     /// Begins to drop what nobody can read at or after main revision `upto`: revisions superseded
-    /// by then, and tombstones.
+    /// by then, and tombstones before it.
     pub fn prune(&mut self, upto: u64) -> Prune {
         // The open chunk too: what it holds counts against the quota. The next write opens a new one.
         self.tail = None;
@@ -361,8 +361,9 @@ impl RevTable {
             }
         };
         let upto = prune.upto;
+        // As etcd: a tombstone at the compact revision itself stays, for watches that begin there.
         let dead = |r: &Record<'_>| {
-            r.revision.main <= upto && (r.tombstone || r.superseded().is_some_and(|s| s <= upto))
+            r.superseded().is_some_and(|s| s <= upto) || (r.tombstone && r.revision.main < upto)
         };
         let mut later = false;
         let mut dead_count = 0;

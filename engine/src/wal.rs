@@ -18,14 +18,14 @@
 //!   older one: what a crash left behind the cut is never overwritten in place, not even by a write
 //!   of the dead process that lands late, and recovery changes nothing it reads (see `recover.rs`).
 //! - A segment is released (I9) in order of age, only when its live entries are all at or below a
-//!   durable checkpoint and a later segment holds a flushed frame (which has the hard state). Files
-//!   are re-headed or removed in the order in which they became free, each durably before the next.
+//!   durable checkpoint and a later segment holds a flushed frame (which has the hard state).
 //!
-//! Not here: bytes of the layout (`frame.rs`), trust in what is read (`recover.rs`), which entries raft
+//! Not here: bytes of the layout (`frame.rs`), the files (`pool.rs`), trust in what is read (`recover.rs`), which entries raft
 //! still needs, the RAM tail, the device.
 
 pub mod frame;
 mod live;
+mod pool;
 pub mod read;
 pub mod recover;
 #[cfg(test)]
@@ -33,25 +33,22 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use crc32c::crc32c_append;
-
 pub use self::frame::{Entry, EntryKind, HardState, Identity};
 use self::frame::{
     FLAG_RESET, FLAG_SEAL, FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES, Salt, SegmentHeader,
+    SEGMENT_HEADER_BYTES,
 };
 use self::live::{FlushedFrame, LiveLog};
+pub use self::pool::{Action, DIR, PrepareSegment, remove_segment};
+use self::pool::{Pool, Segment};
 use self::read::PlannedRead;
 pub use self::read::{LogEntry, ReadError, ReadPlan};
 pub use self::recover::{RecoverError, RecoverOptions, Recovered, recover};
-use crate::io::{AlignedBuf, Disk, DiskError, DiskErrorKind};
+use crate::io::{AlignedBuf, Disk};
 pub use crate::io::{FrameId, SegmentId, WriteFrame};
 use crate::limits::Limits;
 use crate::limits::format::BLOCK_BYTES;
 use crate::types::{Index, Lsn};
-
-/// Directory of the segments, within the data dir.
-pub const DIR: &str = "wal";
 
 /// Where a record is; the payload is [`frame::RECORD_HEADER_BYTES`] further. Local to this member.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -65,69 +62,6 @@ pub struct RecordPosition {
 /// The open frame does not take this: submit it first, or wait until that is possible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
-
-/// Work for a side thread. At most one is outstanding.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// [`Action::run`], then [`Wal::segment_ready`].
-    PrepareSegment(PrepareSegment),
-    /// Remove the file and flush the directory ([`Action::run`]), then [`Wal::segment_removed`].
-    RemoveSegment(SegmentId),
-}
-
-/// Makes a file ready to take frames: created and zero-filled, or recycled, under a new header.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PrepareSegment {
-    /// The file.
-    pub file: SegmentId,
-    /// Whether it is to be created; else it is there and full of frames nobody needs.
-    pub create: bool,
-    /// Its new header.
-    pub header: SegmentHeader,
-}
-
-impl Action {
-    /// Does it, durably. May be run again after an error (say, when there is space again).
-    ///
-    /// # Errors
-    /// Any of the disk. After a failed flush the process must stop.
-    pub fn run(&self, disk: &mut dyn Disk) -> Result<(), DiskError> {
-        match self {
-            Self::PrepareSegment(prepare) => prepare.run(disk),
-            Self::RemoveSegment(file) => {
-                remove_if_there(disk, &file.name())?;
-                disk.flush_dir(DIR)
-            }
-        }
-    }
-}
-
-impl PrepareSegment {
-    fn run(&self, disk: &mut dyn Disk) -> Result<(), DiskError> {
-        let mut block = AlignedBuf::zeroed(SEGMENT_HEADER_BYTES);
-        self.header.encode(block.as_mut_slice());
-        let name = self.file.name();
-        if !self.create {
-            disk.write_at(&name, 0, block.as_slice())?;
-            return disk.flush(&name);
-        }
-        // The name appears only when the contents are durable: a segment file is always whole.
-        let creation_name = self.file.creation_name();
-        remove_if_there(disk, &creation_name)?;
-        disk.create(&creation_name, self.header.segment_bytes)?;
-        disk.write_at(&creation_name, 0, block.as_slice())?;
-        disk.flush(&creation_name)?;
-        disk.rename(&creation_name, &name)?;
-        disk.flush_dir(DIR)
-    }
-}
-
-fn remove_if_there(disk: &mut dyn Disk, file: &str) -> Result<(), DiskError> {
-    match disk.remove(file) {
-        Err(error) if error.kind == DiskErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
 
 /// Counts since the start of the run, and what is held now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -144,13 +78,6 @@ pub struct Stats {
     pub segments: usize,
     /// Free files now.
     pub free_segments: usize,
-}
-
-/// A segment of the log.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    file: SegmentId,
-    salt: Salt,
 }
 
 /// The frame that fills.
@@ -203,8 +130,6 @@ struct Submitted {
 /// The write-ahead log of one member. See the module's description.
 pub struct Wal {
     limits: Limits,
-    identity: Identity,
-    incarnation: u64,
 
     /// Segments that hold the log, oldest first.
     segments: VecDeque<Segment>,
@@ -212,12 +137,7 @@ pub struct Wal {
     open_segment: bool,
     /// Where the next frame goes in the open segment.
     segment_used: u64,
-    ready: Option<Segment>,
-    outstanding: Option<Action>,
-    /// Files to re-head or remove, in this order.
-    free: VecDeque<SegmentId>,
-    next_file: u32,
-    next_seq: u32,
+    pool: Pool,
 
     open: OpenFrame,
     hard_state: HardState,
@@ -245,9 +165,7 @@ pub struct Wal {
 /// What recovery found, for the log to go on from.
 struct Found {
     segments: VecDeque<Segment>,
-    free: VecDeque<SegmentId>,
-    next_file: u32,
-    next_seq: u32,
+    pool: Pool,
     hard_state: HardState,
     chain: u32,
     lsn: Lsn,
@@ -257,20 +175,11 @@ struct Found {
 }
 
 impl Wal {
-    fn from_found(limits: Limits, identity: Identity, incarnation: u64, found: Found) -> Self {
-        assert!(
-            found.next_seq
-                > found
-                    .segments
-                    .back()
-                    .map_or(0, |segment| segment.salt.seq())
-        );
+    fn from_found(limits: Limits, found: Found) -> Self {
         let buffer = || AlignedBuf::new(limits.frame_bytes_max);
         let accepted_index = found.live.last_index();
         Self {
             limits,
-            identity,
-            incarnation,
             flushed_seq: found
                 .segments
                 .back()
@@ -278,11 +187,7 @@ impl Wal {
             segments: found.segments,
             open_segment: false,
             segment_used: 0,
-            ready: None,
-            outstanding: None,
-            free: found.free,
-            next_file: found.next_file,
-            next_seq: found.next_seq,
+            pool: found.pool,
             open: OpenFrame::start(buffer(), Vec::new()),
             hard_state: found.hard_state,
             accepted_index,
@@ -341,7 +246,7 @@ impl Wal {
         let head = frame::record_header(&entry);
         open.offsets
             .push(u32::try_from(offset).expect("a frame has less than 4 GiB"));
-        open.records_checksum = crc32c_append(open.records_checksum, &head);
+        open.records_checksum = frame::add_record_header(open.records_checksum, &head);
         open.buf.extend_from_slice(&head);
         open.buf.extend_from_slice(entry.payload);
         open.buf.extend_zeroed(end - open.buf.len());
@@ -397,7 +302,7 @@ impl Wal {
     #[must_use]
     pub fn can_submit(&self) -> bool {
         self.in_flight.len() < self.limits.frames_in_flight_max
-            && (self.fits_open_segment() || self.ready.is_some())
+            && (self.fits_open_segment() || self.pool.is_ready())
     }
 
     fn fits_open_segment(&self) -> bool {
@@ -426,7 +331,7 @@ impl Wal {
         assert!(self.can_submit());
         if !self.fits_open_segment() {
             self.segments
-                .push_back(self.ready.take().expect("can_submit saw it"));
+                .push_back(self.pool.take().expect("can_submit saw it"));
             self.open_segment = true;
             self.segment_used = SEGMENT_HEADER_BYTES as u64;
         }
@@ -555,48 +460,7 @@ impl Wal {
 
     /// What a side thread should do now; the same is not said twice.
     pub fn action(&mut self) -> Option<Action> {
-        if self.outstanding.is_some() {
-            return None;
-        }
-        let action = if self.ready.is_none() {
-            let recycled = self.free.pop_front();
-            Action::PrepareSegment(self.prepare(recycled))
-        } else if self.free.len() > self.limits.wal_free_segments_max {
-            Action::RemoveSegment(
-                self.free
-                    .pop_front()
-                    .expect("there are more than the maximum"),
-            )
-        } else {
-            return None;
-        };
-        self.outstanding = Some(action);
-        Some(action)
-    }
-
-    fn prepare(&mut self, recycled: Option<SegmentId>) -> PrepareSegment {
-        let file = recycled.unwrap_or(SegmentId(self.next_file));
-        if recycled.is_none() {
-            self.next_file = self
-                .next_file
-                .checked_add(1)
-                .expect("2^32 files never exist");
-        }
-        let header = SegmentHeader {
-            identity: self.identity,
-            incarnation: self.incarnation,
-            seq: self.next_seq,
-            segment_bytes: self.limits.segment_bytes,
-        };
-        self.next_seq = self
-            .next_seq
-            .checked_add(1)
-            .expect("2^32 segments outlast the device");
-        PrepareSegment {
-            file,
-            create: recycled.is_none(),
-            header,
-        }
+        self.pool.action()
     }
 
     /// The outstanding [`Action::PrepareSegment`] is done, durably.
@@ -604,15 +468,7 @@ impl Wal {
     /// # Panics
     /// If it is not outstanding.
     pub fn segment_ready(&mut self, file: SegmentId) {
-        let Some(Action::PrepareSegment(prepared)) = self.outstanding.take() else {
-            panic!("no segment was being prepared");
-        };
-        assert_eq!(prepared.file, file);
-        assert!(self.ready.is_none());
-        self.ready = Some(Segment {
-            file,
-            salt: prepared.header.salt(),
-        });
+        self.pool.prepared(file);
     }
 
     /// The outstanding [`Action::RemoveSegment`] is done, durably.
@@ -620,7 +476,7 @@ impl Wal {
     /// # Panics
     /// If it is not outstanding.
     pub fn segment_removed(&mut self, file: SegmentId) {
-        assert_eq!(self.outstanding.take(), Some(Action::RemoveSegment(file)));
+        self.pool.removed(file);
     }
 
     /// Frees the segments whose live entries are all at or below `checkpoint_index`: durable in a
@@ -635,7 +491,7 @@ impl Wal {
                 break;
             }
             self.live.release(seq);
-            self.free.push_back(segment.file);
+            self.pool.release(segment.file);
             self.segments.pop_front();
             count += 1;
         }
@@ -759,7 +615,7 @@ impl Wal {
     pub fn stats(&self) -> Stats {
         Stats {
             segments: self.segments.len(),
-            free_segments: self.free.len(),
+            free_segments: self.pool.free_count(),
             ..self.stats
         }
     }

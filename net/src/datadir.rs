@@ -4,20 +4,33 @@
 //! before anything in it is read. Deliberately not here: what is inside.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 /// Name of the file that carries the lock.
 const LOCK: &str = "LOCK";
+/// How long a killed server may hold the lock before another start is refused.
+const DYING_PATIENCE: Duration = Duration::from_millis(300);
+const DYING_PAUSE: Duration = Duration::from_millis(5);
 
 /// A data directory that this process alone uses, until dropped.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    _lock: File,
+    /// Holds the owner's process id while it runs, and nothing after it has stopped.
+    lock: File,
+    had_crashed: bool,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // If it fails, the next start is more patient than it need be.
+        let _ = self.lock.set_len(0);
+    }
 }
 
 impl DataDir {
@@ -32,24 +45,47 @@ impl DataDir {
             .mode(0o700)
             .create(path)
             .map_err(|error| fail("cannot make the data directory", error))?;
-        let lock = OpenOptions::new()
+        let mut lock = OpenOptions::new()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             .open(path.join(LOCK))
             .map_err(|error| fail("cannot write to the data directory", error))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(format!(
-                "the data directory {} is in use by another process",
-                path.display()
-            )),
-            Err(error) => Err(fail("cannot lock the data directory", error.into())),
+        let start = Instant::now();
+        // A server that was killed a moment ago may not be gone yet.
+        while let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if errno != rustix::io::Errno::WOULDBLOCK {
+                return Err(fail("cannot lock the data directory", errno.into()));
+            }
+            if start.elapsed() >= DYING_PATIENCE {
+                return Err(format!(
+                    "the data directory {} is in use by another process",
+                    path.display()
+                ));
+            }
+            std::thread::sleep(DYING_PAUSE);
         }
+        let mut owner = String::new();
+        let mut mark = || {
+            lock.read_to_string(&mut owner)?;
+            lock.rewind()?;
+            lock.set_len(0)?;
+            write!(lock, "{}", std::process::id())
+        };
+        mark().map_err(|error| fail("cannot write to the data directory", error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            lock,
+            had_crashed: !owner.is_empty(),
+        })
+    }
+
+    /// Whether the last server on this directory ended without stopping.
+    #[must_use]
+    pub fn had_crashed(&self) -> bool {
+        self.had_crashed
     }
 
     /// Where it is.

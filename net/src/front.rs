@@ -13,6 +13,7 @@ use core::task::{Context, Poll, Waker};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,11 +23,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 
+use crate::http::Access;
 use crate::log;
 use crate::service::{Member, Peer, Services};
 
 mod body;
 mod grpc;
+mod gzip;
 mod rt;
 
 pub use body::Body;
@@ -41,11 +44,15 @@ pub enum Traffic {
     Grpc,
     /// Plain HTTP only.
     Http,
+    /// Metrics and health only.
+    Metrics,
 }
 
 /// What one connection may do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FrontSettings {
+    /// Who may use plain HTTP.
+    pub access: Arc<Access>,
     /// What is served.
     pub traffic: Traffic,
     /// Largest request message, bytes: `--max-request-bytes` and gRPC's overhead.
@@ -59,6 +66,8 @@ pub struct FrontSettings {
     pub header_bytes_max: u32,
     /// Replies of one stream waiting for the socket, bytes.
     pub send_bytes_max: usize,
+    /// Streams that a client may reset before we have seen them; one more ends the connection.
+    pub resets_max: usize,
     /// Silence after which the server pings (`--grpc-keepalive-interval`), `None` for never.
     pub keepalive_interval: Option<Duration>,
     /// Time for the answer to that ping (`--grpc-keepalive-timeout`).
@@ -69,20 +78,24 @@ pub struct FrontSettings {
     pub http1_header_timeout: Duration,
 }
 
-impl FrontSettings {
+impl Default for FrontSettings {
     /// etcd's defaults.
-    pub const DEFAULT: Self = Self {
-        traffic: Traffic::Both,
-        request_bytes_max: (3 << 19) + (512 << 10),
-        streams_max: u32::MAX,
-        window_bytes: 1 << 20,
-        header_bytes_max: 256 << 10,
-        send_bytes_max: 1 << 20,
-        keepalive_interval: Some(Duration::from_hours(2)),
-        keepalive_timeout: Duration::from_secs(20),
-        handshake_timeout: Duration::from_secs(120),
-        http1_header_timeout: Duration::from_mins(5),
-    };
+    fn default() -> Self {
+        Self {
+            access: Arc::default(),
+            traffic: Traffic::Both,
+            request_bytes_max: (3 << 19) + (512 << 10),
+            streams_max: u32::MAX,
+            window_bytes: 1 << 20,
+            header_bytes_max: 256 << 10,
+            send_bytes_max: 1 << 20,
+            resets_max: 1024,
+            keepalive_interval: Some(Duration::from_hours(2)),
+            keepalive_timeout: Duration::from_secs(20),
+            handshake_timeout: Duration::from_secs(120),
+            http1_header_timeout: Duration::from_mins(5),
+        }
+    }
 }
 
 /// Serves one accepted connection until it closes, fails, or is drained.
@@ -92,7 +105,7 @@ pub async fn serve_connection<T, N>(
     mut stream: T,
     remote: &str,
     node: Rc<N>,
-    settings: &FrontSettings,
+    settings: &Rc<FrontSettings>,
     drain: &Drain,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -131,26 +144,27 @@ async fn serve_http2<T, N>(
     io: Io<T>,
     peer: Rc<Peer>,
     node: Rc<N>,
-    settings: &FrontSettings,
+    settings: &Rc<FrontSettings>,
     drain: &Drain,
 ) -> hyper::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     N: Services + Member,
 {
-    let (request_bytes_max, traffic) = (settings.request_bytes_max, settings.traffic);
+    let shared = settings.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (node, peer) = (node.clone(), peer.clone());
+        let (node, peer, settings) = (node.clone(), peer.clone(), shared.clone());
         async move {
-            let grpc = match traffic {
+            let grpc = match settings.traffic {
                 Traffic::Both => grpc::is_grpc(request.headers()),
                 Traffic::Grpc => true,
-                Traffic::Http => false,
+                Traffic::Http | Traffic::Metrics => false,
             };
             if grpc {
+                let request_bytes_max = settings.request_bytes_max;
                 return infallible(grpc::serve(&node, &peer, request_bytes_max, request).await);
             }
-            infallible(crate::http::serve(&*node, &request.into_parts().0).await)
+            infallible(plain(&*node, &settings, request).await)
         }
     });
     let connection = http2::Builder::new(LocalExecutor)
@@ -160,6 +174,7 @@ where
         .max_concurrent_streams(settings.streams_max)
         .max_header_list_size(settings.header_bytes_max)
         .max_send_buf_size(settings.send_bytes_max)
+        .max_pending_accept_reset_streams(settings.resets_max)
         .keep_alive_interval(settings.keepalive_interval)
         .keep_alive_timeout(settings.keepalive_timeout)
         .auto_date_header(false)
@@ -178,16 +193,17 @@ where
 async fn serve_http1<T, N>(
     io: Io<T>,
     node: Rc<N>,
-    settings: &FrontSettings,
+    settings: &Rc<FrontSettings>,
     drain: &Drain,
 ) -> hyper::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
     N: Member,
 {
+    let shared = settings.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let node = node.clone();
-        async move { infallible(crate::http::serve(&*node, &request.into_parts().0).await) }
+        let (node, settings) = (node.clone(), shared.clone());
+        async move { infallible(plain(&*node, &settings, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(LocalTimer)
@@ -202,6 +218,21 @@ where
         connection.as_mut().poll(cx)
     })
     .await
+}
+
+async fn plain(
+    member: &impl Member,
+    settings: &FrontSettings,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    // The body stays until the answer is there, or HTTP/2 would reset the stream.
+    let (head, _body) = request.into_parts();
+    match settings.traffic {
+        Traffic::Metrics => crate::http::observe(member, &head).await,
+        Traffic::Both | Traffic::Grpc | Traffic::Http => {
+            crate::http::serve(member, &settings.access, &head).await
+        }
+    }
 }
 
 const fn infallible(response: Response<Body>) -> Result<Response<Body>, Infallible> {

@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 
 use prost::Message;
-use ringkv_engine::error::ApiError;
+use ringkv_engine::error::{ApiError, Code};
 
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, range_request,
 };
+use crate::wire::Status;
 
 /// What etcd's own envelope adds to a request when it measures it against `--max-request-bytes`.
 const ENVELOPE_BYTES: usize = 16;
@@ -38,6 +39,30 @@ pub fn range(r: &RangeRequest) -> Result<(), ApiError> {
         || range_request::SortTarget::try_from(r.sort_target).is_err()
     {
         return Err(ApiError::InvalidSortOption);
+    }
+    Ok(())
+}
+
+/// Checks what RangeStream does not offer.
+///
+/// # Errors
+/// `Unimplemented`, in etcd's words.
+pub fn range_stream(r: &RangeRequest) -> Result<(), Status> {
+    let by_key = r.sort_target == range_request::SortTarget::Key as i32;
+    let ascending = r.sort_order == range_request::SortOrder::Ascend as i32;
+    if r.sort_order != range_request::SortOrder::None as i32 && !(by_key && ascending) {
+        let text = "RangeStream does not support custom sort orders";
+        return Err(Status::new(Code::Unimplemented, text));
+    }
+    let filters = [
+        r.min_mod_revision,
+        r.max_mod_revision,
+        r.min_create_revision,
+        r.max_create_revision,
+    ];
+    if filters != [0; 4] {
+        let text = "RangeStream does not support revision filters";
+        return Err(Status::new(Code::Unimplemented, text));
     }
     Ok(())
 }

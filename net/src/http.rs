@@ -14,6 +14,10 @@ use crate::log;
 use crate::pb::etcdserverpb::AlarmType;
 use crate::service::Member;
 
+mod access;
+
+pub use access::Access;
+
 /// The etcd version whose API this server speaks.
 pub const ETCD_VERSION: &str = "3.7.1";
 
@@ -63,8 +67,26 @@ impl Check {
     }
 }
 
-/// Answers a request that is not gRPC.
-pub async fn serve(member: &impl Member, head: &request::Parts) -> Response<Body> {
+/// Answers a request that is not gRPC, if `access` lets it.
+pub async fn serve(member: &impl Member, access: &Access, head: &request::Parts) -> Response<Body> {
+    if let Some(host) = access.refused_host(head) {
+        log::warn!("rejecting HTTP request to prevent DNS rebinding attacks", "host" => host);
+        return go_error(
+            StatusCode::MISDIRECTED_REQUEST,
+            &access::rebinding_text(host),
+        );
+    }
+    let mut response = match (&head.method, head.uri.path()) {
+        (&Method::OPTIONS, _) => Response::new(Body::EMPTY),
+        (_, "/version") => only_get(head, async { version(member) }).await,
+        (_, _) => observe(member, head).await,
+    };
+    access.allow_origin(&head.headers, response.headers_mut());
+    response
+}
+
+/// Answers a request on a port for metrics and health alone, which everybody may use.
+pub async fn observe(member: &impl Member, head: &request::Parts) -> Response<Body> {
     let query = Query(head.uri.query().unwrap_or_default());
     let path = head.uri.path();
     let known = |checks: &'static [Check], prefix: &str| {
@@ -85,7 +107,6 @@ pub async fn serve(member: &impl Member, head: &request::Parts) -> Response<Body
         return only_get(head, checked(member, "readyz", path, checks, &query)).await;
     }
     match path {
-        "/version" => only_get(head, async { version(member) }).await,
         "/health" => only_get(head, health(member, &query)).await,
         "/metrics" => metrics(member),
         _ => go_error(StatusCode::NOT_FOUND, "404 page not found"),
@@ -239,5 +260,220 @@ impl<'a> Query<'a> {
 
     fn first(&self, name: &str) -> Option<&'a str> {
         self.pairs().find(|pair| pair.0 == name).map(|pair| pair.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::RefCell;
+    use core::pin::pin;
+    use core::task::{Context, Poll, Waker};
+
+    use ringkv_engine::error::ApiError;
+
+    use super::*;
+    use crate::pb::etcdserverpb::AlarmMember;
+    use crate::wire::Status;
+
+    #[derive(Default)]
+    struct Sick {
+        alarms: Vec<AlarmType>,
+        leaderless: bool,
+        learner: bool,
+        unreadable: bool,
+        counted: RefCell<Vec<(&'static str, &'static str, bool)>>,
+    }
+
+    impl Member for Sick {
+        fn cluster_version(&self) -> Option<String> {
+            None
+        }
+        fn storage_version(&self) -> Option<String> {
+            None
+        }
+        fn alarms(&self) -> Vec<AlarmMember> {
+            let raised = self.alarms.iter();
+            raised
+                .map(|&alarm| AlarmMember {
+                    member_id: 1,
+                    alarm: alarm as i32,
+                })
+                .collect()
+        }
+        fn has_leader(&self) -> bool {
+            !self.leaderless
+        }
+        fn is_learner(&self) -> bool {
+            self.learner
+        }
+        async fn probe_read(&self, serializable: bool) -> Result<(), Status> {
+            let fails = self.unreadable || (self.leaderless && !serializable);
+            if fails {
+                Err(ApiError::Timeout.into())
+            } else {
+                Ok(())
+            }
+        }
+        fn health_checked(&self, kind: &'static str, check: &'static str, passed: bool) {
+            self.counted.borrow_mut().push((kind, check, passed));
+        }
+        fn write_metrics(&self, _out: &mut String) {}
+    }
+
+    /// Code and body of a GET.
+    fn get(member: &Sick, target: &str) -> (u16, String) {
+        let (head, ()) = http::Request::get(target).body(()).unwrap().into_parts();
+        let response = answer(member, &Access::default(), &head);
+        let code = response.status().as_u16();
+        let Body::Whole { bytes, .. } = response.into_body() else {
+            panic!("a plain answer is one piece")
+        };
+        (
+            code,
+            String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap(),
+        )
+    }
+
+    fn answer(member: &Sick, access: &Access, head: &request::Parts) -> Response<Body> {
+        match pin!(serve(member, access, head)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) => response,
+            Poll::Pending => panic!("nothing to wait for"),
+        }
+    }
+
+    fn unhealthy(reason: &str) -> (u16, String) {
+        (
+            503,
+            format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"),
+        )
+    }
+
+    fn healthy() -> (u16, String) {
+        (200, r#"{"health":"true","reason":""}"#.to_owned())
+    }
+
+    #[test]
+    fn alarms_make_a_member_unhealthy_unless_excluded() {
+        let member = Sick {
+            alarms: vec![AlarmType::Nospace],
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/health"), unhealthy("ALARM NOSPACE"));
+        assert_eq!(
+            get(&member, "/health?exclude=CORRUPT"),
+            unhealthy("ALARM NOSPACE")
+        );
+        assert_eq!(
+            get(&member, "/health?exclude=CORRUPT&exclude=NOSPACE"),
+            healthy()
+        );
+        let alarms = vec![AlarmType::Nospace, AlarmType::Corrupt];
+        let member = Sick {
+            alarms,
+            ..Sick::default()
+        };
+        assert_eq!(
+            get(&member, "/health?exclude=NOSPACE"),
+            unhealthy("ALARM CORRUPT")
+        );
+        let report = "[-]data_corruption failed: alarm activated: CORRUPT\n\n";
+        assert_eq!(
+            get(&member, "/readyz/data_corruption"),
+            (503, report.to_owned())
+        );
+        assert_eq!(get(&member, "/livez"), (200, "ok\n".to_owned()));
+    }
+
+    #[test]
+    fn without_a_leader_only_serializable_reads_are_healthy() {
+        let member = Sick {
+            leaderless: true,
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/health"), unhealthy("RAFT NO LEADER"));
+        assert_eq!(get(&member, "/health?serializable=true"), healthy());
+        let failed = "[-]linearizable_read failed: etcdserver: request timed out\n";
+        let report = format!(
+            "[+]data_corruption ok\n[+]serializable_read ok\n{failed}[+]non_learner ok\n\n"
+        );
+        assert_eq!(get(&member, "/readyz"), (503, report));
+        assert_eq!(get(&member, "/readyz?exclude=linearizable_read").0, 200);
+    }
+
+    #[test]
+    fn a_failed_read_is_named() {
+        let member = Sick {
+            unreadable: true,
+            ..Sick::default()
+        };
+        let reason = "RANGE ERROR:etcdserver: request timed out";
+        assert_eq!(get(&member, "/health"), unhealthy(reason));
+        assert_eq!(get(&member, "/livez").0, 503);
+        let counted = member.counted.borrow();
+        assert_eq!(
+            *counted,
+            [("health", "", false), ("livez", "serializable_read", false)]
+        );
+    }
+
+    #[test]
+    fn a_learner_is_alive_but_not_ready() {
+        let member = Sick {
+            learner: true,
+            ..Sick::default()
+        };
+        assert_eq!(get(&member, "/livez").0, 200);
+        let report = "[-]non_learner failed: not supported for learner\n\n";
+        assert_eq!(
+            get(&member, "/readyz/non_learner"),
+            (503, report.to_owned())
+        );
+    }
+
+    #[test]
+    fn versions_that_are_not_known_are_said_as_etcd_does() {
+        let body = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"unknown"}"#;
+        assert_eq!(get(&Sick::default(), "/version"), (200, body.to_owned()));
+    }
+
+    #[test]
+    fn browsers_are_told_which_origins_may_call() {
+        let ask = |origins: &[&str], origin: &'static str| {
+            let request = http::Request::builder().method("OPTIONS").uri("/health");
+            let (head, ()) = request
+                .header("origin", origin)
+                .body(())
+                .unwrap()
+                .into_parts();
+            let origins = origins.iter().map(ToString::to_string).collect();
+            let access = Access {
+                origins,
+                ..Access::default()
+            };
+            let response = answer(&Sick::default(), &access, &head);
+            assert_eq!(response.status(), 200);
+            let allowed = response.headers().get("access-control-allow-origin");
+            allowed.map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(ask(&[], "http://a").as_deref(), Some("*"));
+        assert_eq!(ask(&["*"], "http://a").as_deref(), Some("*"));
+        assert_eq!(ask(&["http://a"], "http://a").as_deref(), Some("http://a"));
+        assert_eq!(ask(&["http://a"], "http://b"), None);
+    }
+
+    #[test]
+    fn hosts_that_are_not_on_the_whitelist_are_refused() {
+        let ask = |host: &'static str| {
+            let request = http::Request::get("/version").header("host", host);
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            let access = Access {
+                hosts: vec!["a.test".to_owned()],
+                ..Access::default()
+            };
+            answer(&Sick::default(), &access, &head).status().as_u16()
+        };
+        assert_eq!(ask("a.test:2379"), 200);
+        assert_eq!(ask("a.test"), 200);
+        assert_eq!(ask("b.test"), 421);
     }
 }

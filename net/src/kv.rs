@@ -1,13 +1,16 @@
 //! The KV service: check, convert, propose or read, convert.
 
+use bytes::Bytes;
 use ringkv_engine::apply::Outcome;
 use ringkv_engine::command::{ArchivedCommand, Command, Envelope, Origin, check};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
+use ringkv_engine::revtable::kv;
 use ringkv_engine::txn;
 
 use crate::node::Node;
 use crate::pb::etcdserverpb::*;
+use crate::service::Replies;
 use crate::wire::Status;
 use crate::{convert, guard};
 
@@ -51,6 +54,97 @@ async fn scan(node: &Node, request: &RangeRequest) -> Result<RangeResult, ApiErr
         return Ok(scan.finish());
     }
     Err(ApiError::Compacted)
+}
+
+/// Keys in the first chunk of a RangeStream.
+const STREAM_KEYS_FIRST: i64 = 10;
+
+/// KV.RangeStream: the same keys in chunks, all at one revision; header, count and more come with
+/// the last.
+///
+/// # Errors
+/// etcd's.
+pub async fn range_stream(
+    node: &Node,
+    mut request: RangeRequest,
+    replies: &Replies<RangeStreamResponse>,
+) -> Result<(), Status> {
+    guard::range(&request)?;
+    guard::range_stream(&request)?;
+    if !request.serializable {
+        node.shard.read_gate().await?;
+    }
+    if request.count_only {
+        let result = scan(node, &request).await?;
+        let header = node.header().at(result.revision);
+        return send(replies, convert::range_reply(result, header)).await;
+    }
+    let limit = if request.limit == 0 {
+        i64::MAX
+    } else {
+        request.limit
+    };
+    request.limit = STREAM_KEYS_FIRST.min(limit);
+    let (mut count, mut revision) = (0, None);
+    loop {
+        let chunk = scan(node, &request).await?;
+        let revision = *revision.get_or_insert(chunk.revision);
+        if request.revision == 0 {
+            request.revision = revision as i64;
+        }
+        count += chunk.kvs.len() as i64;
+        let next = chunk
+            .kvs
+            .last()
+            .filter(|_| chunk.more)
+            .map(|kv| [kv::key(kv), &[0]].concat());
+        let bytes: usize = chunk.kvs.iter().map(Bytes::len).sum();
+        let more = chunk.more;
+        let done = !more || count == limit;
+        let mut reply = convert::range_reply(chunk, None);
+        (reply.more, reply.count) = (false, 0);
+        if let Some(next) = next {
+            request.key = next.into();
+        }
+        if done {
+            reply.header = node.header().at(revision);
+            (reply.more, reply.count) = (more, count);
+            if more {
+                let rest = RangeRequest {
+                    count_only: true,
+                    limit: 0,
+                    ..request.clone()
+                };
+                reply.count += scan(node, &rest).await?.count as i64;
+            }
+        }
+        send(replies, reply).await?;
+        if done {
+            return Ok(());
+        }
+        let chunk_limit = next_chunk_keys(request.limit, bytes, node.settings.request_bytes_max);
+        request.limit = chunk_limit.min(limit - count);
+    }
+}
+
+async fn send(replies: &Replies<RangeStreamResponse>, reply: RangeResponse) -> Result<(), Status> {
+    replies
+        .send(&RangeStreamResponse {
+            range_response: Some(reply),
+        })
+        .await?;
+    Ok(())
+}
+
+/// Aims at chunks of about `bytes_wanted`, as etcd does: doubles or halves when far off.
+fn next_chunk_keys(keys: i64, bytes: usize, bytes_wanted: usize) -> i64 {
+    if bytes < bytes_wanted / 2 {
+        keys.saturating_mul(2)
+    } else if bytes > bytes_wanted * 2 {
+        (keys / 2).max(1)
+    } else {
+        keys
+    }
 }
 
 /// KV.Put.

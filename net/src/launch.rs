@@ -7,7 +7,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use ringkv_engine::apply::Machine;
-use ringkv_engine::io::Disk;
+use ringkv_engine::checkpoint::{
+    self, CheckpointError, CheckpointWriter, Conf, Loaded, Superblock,
+};
+use ringkv_engine::io::{Disk, DiskError};
 use ringkv_engine::lease::{Lessor, min_ttl_seconds};
 use ringkv_engine::limits::Limits;
 use ringkv_engine::members::{Member, Members};
@@ -30,6 +33,8 @@ const LEASE_CHECKPOINT_MS: u64 = 5 * 60 * 1000;
 pub struct Launched {
     /// To be run.
     pub sequencer: Sequencer,
+    /// Names the checkpoint, and the next one.
+    pub superblock: Superblock,
     /// Cluster id.
     pub cluster_id: u64,
     /// Who this is in this run.
@@ -42,37 +47,41 @@ pub struct Launched {
 /// One line that says what is wrong, where, and what to do.
 pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launched, String> {
     let mut disk = FsDisk::new(data_dir);
-    disk.ensure_dir(wal::DIR)
-        .map_err(|e| format!("cannot use the data directory: {e}"))?;
-    let (ids, members) = bootstrap_members(config);
-    let cluster_id = cluster_id(&ids);
-    let own = config.initial_cluster.get(&config.name).ok_or_else(|| {
-        format!(
-            "couldn't find local name \"{}\" in the initial cluster configuration",
-            config.name
-        )
-    })?;
-    let member = member_id(&texts(own), &config.initial_cluster_token);
-    if ids.len() > 1 {
-        return Err("a cluster of more than one member is not supported yet".to_owned());
-    }
-
+    let unusable = |error: DiskError| format!("cannot use the data directory: {error}");
+    disk.ensure_dir(wal::DIR).map_err(unusable)?;
     let heartbeat_ms = config.heartbeat_interval.as_millis() as u32;
     let election_ticks = (config.election_timeout.as_millis() as u32 / heartbeat_ms).max(2);
     let ttl_min = min_ttl_seconds(election_ticks, heartbeat_ms);
-    let lessor = Lessor::new(ttl_min, Some(LEASE_CHECKPOINT_MS), &limits);
-    let machine = Machine::new(limits, lessor, members);
+    let lessor = || Lessor::new(ttl_min, Some(LEASE_CHECKPOINT_MS), &limits);
 
-    let conf_state = node::conf_state(&ids);
-    let mut raft_log = Log::new(Default::default(), conf_state, (0, 0));
+    let existing = Superblock::open(&mut disk).map_err(|error| damaged(&error))?;
+    let mut superblock = match existing.filter(|superblock| superblock.root().is_some()) {
+        Some(superblock) => superblock,
+        None => bootstrap(config, &mut disk, lessor(), &limits)?,
+    };
+    let wal_identity = superblock.identity();
+    let mut on_progress = |p: checkpoint::Progress| {
+        log::info!("reading the checkpoint", "bytes" => p.bytes_done, "of" => p.bytes_total);
+    };
+    let loaded = superblock.load(&mut disk, limits, lessor(), &mut on_progress);
+    let loaded = loaded
+        .map_err(|error| damaged(&error))?
+        .expect("there is a root");
+    let Loaded {
+        machine,
+        term,
+        conf,
+    } = loaded;
+    let start = superblock.next_start(&mut disk).map_err(unusable)?;
+
+    let applied = machine.applied();
+    let conf_state = node::conf_state(&conf.voters);
+    let mut raft_log = Log::new(Default::default(), conf_state, (applied, term));
     let options = RecoverOptions {
         limits,
-        identity: wal::Identity {
-            cluster: cluster_id,
-            member,
-        },
+        identity: wal_identity,
         incarnation: random(),
-        start_index: machine.applied() + 1,
+        start_index: applied + 1,
     };
     let mut on_progress = |p: wal::recover::Progress| {
         log::info!(
@@ -88,7 +97,7 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
         &mut |entry| raft_log.recover(entry),
         &mut on_progress,
     );
-    let recovered = recovered.map_err(|error| recovery_failed(&error))?;
+    let mut recovered = recovered.map_err(|error| recovery_failed(&error))?;
     if let Some(cut) = &recovered.cut {
         log::info!(
             "the log ends here",
@@ -97,31 +106,78 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
             "found" => cut.what,
         );
     }
-    raft_log.set_hard_state(node::hard_state(recovered.hard_state, machine.applied()));
+    if recovered.last_index < applied {
+        return Err(format!(
+            "the log ends at index {}, before the checkpoint at {applied}: a segment is missing; \
+             restore this data directory from a copy",
+            recovered.last_index
+        ));
+    }
+    recovered.wal.release(applied);
+    raft_log.set_hard_state(node::hard_state(recovered.hard_state, applied));
+    let member = wal_identity.member;
     let settings = node::Settings {
         id: member,
         election_ticks: election_ticks as usize,
         seed: random(),
     };
-    let raft_node = Node::new(&settings, raft_log, machine.applied(), &limits);
-    let identity = Identity {
-        member,
-        start: random() as u32,
-    };
+    let raft_node = Node::new(&settings, raft_log, applied, &limits);
+    let identity = Identity { member, start };
     let election_ms = config.election_timeout.as_millis() as u64;
     let sequencer = Sequencer::new(
         raft_node,
         recovered.wal,
         machine,
         identity,
+        conf,
         election_ms,
         limits,
     );
     Ok(Launched {
         sequencer,
-        cluster_id,
+        superblock,
+        cluster_id: wal_identity.cluster,
         identity,
     })
+}
+
+/// Makes a data dir that holds a new cluster before its first entry.
+fn bootstrap(
+    config: &Config,
+    disk: &mut FsDisk,
+    lessor: Lessor,
+    limits: &Limits,
+) -> Result<Superblock, String> {
+    config.verify_bootstrap()?;
+    let (ids, members) = bootstrap_members(config);
+    if ids.len() > 1 {
+        return Err("a cluster of more than one member is not supported yet".to_owned());
+    }
+    let own = config.initial_cluster.get(&config.name).ok_or_else(|| {
+        format!(
+            "couldn't find local name \"{}\" in the initial cluster configuration",
+            config.name
+        )
+    })?;
+    let member = member_id(&texts(own), &config.initial_cluster_token);
+    let identity = wal::Identity {
+        cluster: cluster_id(&ids),
+        member,
+    };
+    let fail = |error: DiskError| format!("cannot make the data directory: {error}");
+    let superblock = Superblock::create(disk, identity).map_err(fail)?;
+    let machine = Machine::new(*limits, lessor, members);
+    let conf = Conf {
+        voters: ids,
+        learners: Vec::new(),
+    };
+    let mut writer = CheckpointWriter::new(superblock, machine.image(0, conf), limits);
+    while writer.step(disk).map_err(fail)? {}
+    Ok(writer.finish())
+}
+
+fn damaged(error: &CheckpointError) -> String {
+    format!("{error}; restore this data directory from a copy")
 }
 
 fn texts(urls: &[Url]) -> Vec<String> {

@@ -23,6 +23,7 @@ pub mod guard;
 pub mod maintenance;
 pub mod kv;
 pub mod lease;
+pub mod watch;
 pub mod cluster;
 pub mod metrics;
 pub mod node;

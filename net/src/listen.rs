@@ -9,7 +9,9 @@ use core::time::Duration;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
+use glommio::Task;
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
@@ -22,6 +24,11 @@ use crate::service::{Member, Services};
 
 /// Pause after a failed accept: usually the process is out of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a killed server's listeners may stay.
+const GHOST_PATIENCE: Duration = Duration::from_secs(2);
+const GHOST_PAUSE: Duration = Duration::from_millis(5);
+/// A few turns of an executor's ring.
+const RING_TURN: Duration = Duration::from_millis(2);
 /// Connections that stay on the sequencer's core before others get any.
 const FEW_CONNECTIONS: usize = 4;
 
@@ -59,6 +66,7 @@ impl Port {
             Traffic::Both => "grpc+http",
             Traffic::Grpc => "grpc",
             Traffic::Http => "http",
+            Traffic::Metrics => "metrics",
         }
     }
 
@@ -66,7 +74,7 @@ impl Port {
     ///
     /// # Errors
     /// Go's text.
-    pub fn refuse_if_taken(&self) -> Result<(), String> {
+    fn refuse_if_taken(&self) -> Result<(), String> {
         let family = if self.address.is_ipv4() {
             AddressFamily::INET
         } else {
@@ -93,6 +101,31 @@ impl Port {
     }
 }
 
+/// Makes sure that nobody listens on any of `ports`.
+///
+/// With io_uring the listener of a killed process outlives it by some milliseconds: after a crash of
+/// this directory's last server they are waited for.
+///
+/// # Errors
+/// Go's text for the first that is taken.
+pub fn refuse_if_taken(ports: &[Port], after_crash: bool) -> Result<(), String> {
+    let patience = if after_crash {
+        GHOST_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let start = Instant::now();
+    for port in ports {
+        while let Err(error) = port.refuse_if_taken() {
+            if start.elapsed() >= patience {
+                return Err(error);
+            }
+            std::thread::sleep(GHOST_PAUSE);
+        }
+    }
+    Ok(())
+}
+
 /// All addresses that the flags name.
 ///
 /// # Errors
@@ -100,15 +133,14 @@ impl Port {
 pub fn ports(config: &Config) -> Result<Vec<Port>, String> {
     let split = !config.listen_client_http_urls.is_empty();
     let client = if split { Traffic::Grpc } else { Traffic::Both };
-    let http = config
-        .listen_client_http_urls
+    let urls = [
+        (&config.listen_client_urls, client),
+        (&config.listen_client_http_urls, Traffic::Http),
+        (&config.listen_metrics_urls, Traffic::Metrics),
+    ];
+    let urls = urls
         .iter()
-        .chain(&config.listen_metrics_urls);
-    let urls = config
-        .listen_client_urls
-        .iter()
-        .map(|url| (url, client))
-        .chain(http.map(|url| (url, Traffic::Http)));
+        .flat_map(|(urls, traffic)| urls.iter().map(|url| (url, *traffic)));
     urls.map(|(url, traffic)| Port::new(url, traffic)).collect()
 }
 
@@ -144,10 +176,10 @@ impl<N: Services + Member> Connections<N> {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let settings = FrontSettings {
+        let settings = Rc::new(FrontSettings {
             traffic,
-            ..self.settings
-        };
+            ..self.settings.clone()
+        });
         let (node, drain) = (Rc::clone(&self.node), self.drain.clone());
         let counted = Counted::new(&self.loads, self.shard);
         let task = async move {
@@ -213,6 +245,15 @@ pub async fn accept<N: Services + Member>(
             shard => drop(others[shard - 1].send(Accepted { stream, traffic }).await),
         }
     }
+}
+
+/// Cancels accept tasks and waits until the kernel has closed their sockets too.
+pub async fn close(accepting: Vec<Task<()>>) {
+    for task in accepting {
+        task.cancel().await;
+    }
+    // The ring holds a socket until the cancelled poll has gone through it.
+    glommio::timer::sleep(RING_TURN).await;
 }
 
 fn choose(loads: &Loads) -> usize {

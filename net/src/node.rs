@@ -15,6 +15,7 @@ use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::*;
 use crate::service::{Ctx, Member, Replies, Requests, SERVICES, Services};
 use crate::shard::Shard;
+use crate::watch::Watching;
 use crate::wire::Status;
 
 /// What a member is and was told, the same on all shards.
@@ -41,6 +42,8 @@ pub struct Node {
     pub shard: Rc<Shard>,
     /// Who and how.
     pub settings: Rc<Settings>,
+    /// The core's watchers.
+    pub watching: Rc<Watching>,
     /// Ids for leases that are granted without one.
     pub lease_ids: IdSource,
 }
@@ -74,6 +77,15 @@ impl Services for Node {
         crate::kv::range(self, &request).await
     }
 
+    async fn range_stream(
+        &self,
+        _: &Ctx,
+        request: RangeRequest,
+        replies: &Replies<RangeStreamResponse>,
+    ) -> Result<(), Status> {
+        crate::kv::range_stream(self, request, replies).await
+    }
+
     async fn put(&self, _: &Ctx, request: PutRequest) -> Result<PutResponse, Status> {
         crate::kv::put(self, &request).await
     }
@@ -92,6 +104,15 @@ impl Services for Node {
 
     async fn compact(&self, _: &Ctx, r: CompactionRequest) -> Result<CompactionResponse, Status> {
         crate::kv::compact(self, &r).await
+    }
+
+    async fn watch(
+        &self,
+        ctx: &Ctx,
+        requests: Requests<WatchRequest>,
+        replies: &Replies<WatchResponse>,
+    ) -> Result<(), Status> {
+        crate::watch::watch(self, ctx, requests, replies).await
     }
 
     async fn lease_grant(

@@ -13,8 +13,7 @@ pub mod authpb {
 
 /// Events.
 pub mod mvccpb {
-    pub use crate::wire::EncodedKv as KeyValue;
-    include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));
+    pub use crate::wire::{EncodedEvent as Event, EncodedKv as KeyValue};
 }
 
 /// KV, Watch, Lease, Cluster, Maintenance and Auth.

@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::timer::sleep;
 use glommio::{executor, spawn_local_into};
+use ringkv_engine::checkpoint::{CheckpointWriter, Superblock};
 use ringkv_engine::command::Origin;
+use ringkv_engine::io::{DiskError, DiskErrorKind};
+use ringkv_engine::limits::Limits;
 use ringkv_engine::types::{Index, ShardId};
 use ringkv_engine::wal;
 use ringkv_raft::sequencer::{Actions, Event, Sequencer, Status};
@@ -130,8 +133,8 @@ struct Seat {
     due: bool,
     /// Whether it wants to hear of every View.
     follows: bool,
-    /// How far its watchers have walked.
-    walked: u64,
+    /// How far its watchers have walked, if it has any.
+    walked: Option<u64>,
 }
 
 /// See the module.
@@ -148,6 +151,8 @@ pub struct Driver {
     status: Status,
     registry_changes: Option<u64>,
     idle: Rc<IdleWatch>,
+    /// Away while a checkpoint is written.
+    superblock: Rc<Cell<Option<Superblock>>>,
 }
 
 /// Notices when the log has been silent.
@@ -166,13 +171,14 @@ impl Driver {
         inbox: Rc<Mailbox<ToSequencer>>,
         writer: Rc<FrameWriter>,
         data_dir: PathBuf,
+        superblock: Superblock,
     ) -> Self {
         let seat = |outlet| Seat {
             outlet,
             next: ToShard::default(),
             due: false,
             follows: false,
-            walked: 0,
+            walked: None,
         };
         Self {
             sequencer,
@@ -186,6 +192,7 @@ impl Driver {
             status: Status::default(),
             registry_changes: None,
             idle: Rc::default(),
+            superblock: Rc::new(Cell::new(Some(superblock))),
         }
     }
 
@@ -196,13 +203,16 @@ impl Driver {
         self.sequencer.start(self.now_ms(), &mut actions);
         self.carry_out(&mut actions);
         loop {
-            self.wait().await;
+            if !core::mem::take(&mut actions.background) {
+                self.wait().await;
+            }
             let now_ms = self.now_ms();
             while let Some(event) = self.next_event() {
                 self.sequencer.step(now_ms, event, &mut actions);
             }
             self.carry_out(&mut actions);
             if self.sequencer.has_background_work() {
+                // Others first: this is work that nobody waits for.
                 executor().yield_task_queue_now().await;
                 let floor = self.watch_floor();
                 self.sequencer
@@ -218,9 +228,6 @@ impl Driver {
 
     async fn wait(&self) {
         let (inbox, events) = (&self.inbox, &self.events);
-        if self.sequencer.has_background_work() && self.watch_floor() == u64::MAX {
-            return;
-        }
         poll_fn(|cx| {
             if !inbox.items.borrow().is_empty() || !events.items.borrow().is_empty() {
                 return Poll::Ready(());
@@ -241,8 +248,8 @@ impl Driver {
                 ToSequencer::Propose(batch) => Event::Propose(batch),
                 ToSequencer::Read(shard, round) => Event::Read(shard, round),
                 ToSequencer::Lease(shard, request, ask) => Event::Lease(shard, request, ask),
-                ToSequencer::Walked(shard, revision) => {
-                    self.seats[usize::from(shard)].walked = revision;
+                ToSequencer::Walked(shard, walked) => {
+                    self.seats[usize::from(shard)].walked = walked;
                     continue;
                 }
                 ToSequencer::Follow(shard, follows) => {
@@ -258,8 +265,11 @@ impl Driver {
 
     /// The main revision up to which all watchers have walked.
     fn watch_floor(&self) -> u64 {
-        let following = self.seats.iter().filter(|s| s.follows).map(|s| s.walked);
-        following.min().unwrap_or(u64::MAX)
+        self.seats
+            .iter()
+            .filter_map(|s| s.walked)
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     fn carry_out(&mut self, actions: &mut Actions) {
@@ -277,6 +287,13 @@ impl Driver {
                 self.data_dir.clone(),
                 Rc::clone(&self.events),
             ));
+        }
+        if core::mem::take(&mut actions.checkpoint) {
+            let superblock = self.superblock.take().expect("one checkpoint at a time");
+            let writer =
+                CheckpointWriter::new(superblock, self.sequencer.image(), &Limits::PRODUCTION);
+            let back = (Rc::clone(&self.superblock), Rc::clone(&self.events));
+            spawn(checkpoint(writer, self.data_dir.clone(), back));
         }
         self.hand_out(actions);
         if self.idle.last.get().is_some() && !self.idle.waiting.replace(true) {
@@ -375,7 +392,7 @@ async fn side_job(action: wal::Action, data_dir: PathBuf, events: Rc<Mailbox<Eve
         let job = executor().spawn_blocking(move || action.run(&mut disk));
         match job.await {
             Ok(()) => break,
-            Err(error) if error.kind == ringkv_engine::io::DiskErrorKind::NoSpace => {
+            Err(error) if error.kind == DiskErrorKind::NoSpace => {
                 log::warn!(
                     "no space for the next log segment; writes wait until there is",
                     "error" => error.to_string(),
@@ -389,6 +406,34 @@ async fn side_job(action: wal::Action, data_dir: PathBuf, events: Rc<Mailbox<Eve
         wal::Action::PrepareSegment(prepare) => Event::SegmentReady(prepare.file),
         wal::Action::RemoveSegment(segment) => Event::SegmentRemoved(segment),
     });
+}
+
+/// Writes a checkpoint on a side thread; the superblock that names it comes back.
+async fn checkpoint(
+    mut writer: CheckpointWriter,
+    data_dir: PathBuf,
+    (home, events): (Rc<Cell<Option<Superblock>>>, Rc<Mailbox<Event>>),
+) {
+    let (applied, start) = (writer.applied(), Instant::now());
+    log::info!("writing a checkpoint", "applied-index" => applied);
+    let job = executor().spawn_blocking(move || {
+        let mut disk = FsDisk::new(&data_dir);
+        while writer.step(&mut disk)? {}
+        Ok::<_, DiskError>(writer.finish())
+    });
+    let superblock = match job.await {
+        Ok(superblock) => superblock,
+        Err(error) => fatal("failed to write a checkpoint; stopping", &error.to_string()),
+    };
+    let bytes = superblock.root().map_or(0, |root| root.file_bytes);
+    log::info!(
+        "wrote a checkpoint",
+        "applied-index" => applied,
+        "bytes" => bytes,
+        "took" => log::go_duration(start.elapsed()),
+    );
+    home.set(Some(superblock));
+    events.push(Event::Checkpointed(applied));
 }
 
 async fn seal_when_idle(idle: Rc<IdleWatch>, events: Rc<Mailbox<Event>>) {

@@ -10,7 +10,7 @@ use core::time::Duration;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::available_parallelism;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,6 +21,7 @@ use glommio::{
     ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, Task, executor,
     spawn_local, spawn_local_into,
 };
+use ringkv_engine::checkpoint::Superblock;
 use ringkv_engine::command::Command;
 use ringkv_engine::index::Reader;
 use ringkv_engine::limits::Limits;
@@ -33,6 +34,7 @@ use crate::config::Config;
 use crate::datadir::DataDir;
 use crate::disk::{FrameWriter, SyncMode, probe_sync_mode};
 use crate::front::{Drain, FrontSettings};
+use crate::http::Access;
 use crate::launch::{Launched, launch};
 use crate::lease::IdSource;
 use crate::listen::{self, Accepted, Connections, Loads, Port};
@@ -40,6 +42,7 @@ use crate::log;
 use crate::node::{Node, Settings};
 use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
+use crate::watch::Watching;
 
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
@@ -71,7 +74,7 @@ fn serve(config: &Config) -> Result<(), String> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let ports = listen::ports(config)?;
     if !config.socket_reuse_port {
-        ports.iter().try_for_each(Port::refuse_if_taken)?;
+        listen::refuse_if_taken(&ports, data_dir.had_crashed())?;
     }
     let limits = Limits::PRODUCTION;
     let launched = launch(config, data_dir.path(), limits)?;
@@ -176,12 +179,13 @@ impl Common {
     fn connections(&self, id: usize, shard: &Rc<Shard>) -> Rc<Connections<Node>> {
         let node = Node {
             shard: Rc::clone(shard),
+            watching: Watching::new(Rc::clone(shard), &self.settings),
             settings: Rc::new(self.settings.clone()),
             lease_ids: IdSource::new(self.start_ms, shard.id()),
         };
         Rc::new(Connections {
             node: Rc::new(node),
-            settings: self.front,
+            settings: self.front.clone(),
             drain: Drain::default(),
             loads: self.loads.clone(),
             shard: id,
@@ -192,6 +196,7 @@ impl Common {
 /// What only shard 0 is given.
 struct Home {
     sequencer: Sequencer,
+    superblock: Superblock,
     ends: Vec<HomeEnds>,
     ports: Vec<Port>,
     data_dir: PathBuf,
@@ -228,6 +233,7 @@ fn start(
         (1..count).map(|_| rings(&Limits::PRODUCTION)).unzip();
     let home = Home {
         sequencer: launched.sequencer,
+        superblock: launched.superblock,
         ends: home_ends,
         ports: ports.to_vec(),
         data_dir: data_dir.path().to_owned(),
@@ -317,7 +323,12 @@ fn settings(config: &Config, launched: &Launched) -> Settings {
 
 fn front_settings(config: &Config) -> FrontSettings {
     let request_bytes = usize::try_from(config.max_request_bytes).unwrap_or(usize::MAX);
+    let defaults = FrontSettings::default();
     FrontSettings {
+        access: Arc::new(Access {
+            origins: config.cors.clone(),
+            hosts: config.host_whitelist.clone(),
+        }),
         request_bytes_max: request_bytes.saturating_add(Limits::PRODUCTION.grpc_overhead_bytes),
         streams_max: config.max_concurrent_streams,
         keepalive_interval: config.grpc_keepalive_interval.filter(|_| {
@@ -326,8 +337,8 @@ fn front_settings(config: &Config) -> FrontSettings {
         }),
         keepalive_timeout: config
             .grpc_keepalive_timeout
-            .unwrap_or(FrontSettings::DEFAULT.keepalive_timeout),
-        ..FrontSettings::DEFAULT
+            .unwrap_or(defaults.keepalive_timeout),
+        ..defaults
     }
 }
 
@@ -389,7 +400,14 @@ async fn run_home(
         outlets.push(Outlet::Remote(mailbox));
     }
     let writer = FrameWriter::new(&home.data_dir, home.sync_mode);
-    let driver = Driver::new(home.sequencer, outlets, inbox, writer, home.data_dir);
+    let driver = Driver::new(
+        home.sequencer,
+        outlets,
+        inbox,
+        writer,
+        home.data_dir,
+        home.superblock,
+    );
     spawn(driver.run(home.heartbeat));
     spawn(seconds(Rc::clone(&shard)));
 
@@ -418,9 +436,7 @@ async fn run_home(
     }
     let _ = ready.send(Ok(()));
     let _ = stop.await;
-    for task in accepting {
-        task.cancel().await;
-    }
+    listen::close(accepting).await;
     drain_now(&connections.drain).await;
     let _ = end.await;
 }

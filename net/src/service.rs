@@ -250,8 +250,8 @@ pub trait Member: 'static {
     /// # Errors
     /// What a client's range would be answered.
     async fn probe_read(&self, serializable: bool) -> Result<(), Status>;
-    /// Counts one outcome: `kind` is `health`, `livez` or `readyz`, `check` the name of a check of the
-    /// last two.
+    /// Counts one outcome: `kind` is `health`, `livez` or `readyz`, `check` the name of a check of
+    /// the last two.
     fn health_checked(&self, kind: &'static str, check: &'static str, passed: bool);
     /// Writes all metrics to `out` in Prometheus' text format.
     fn write_metrics(&self, out: &mut String);

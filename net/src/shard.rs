@@ -36,8 +36,8 @@ pub enum ToSequencer {
     Read(ShardId, u64),
     /// A question about leases.
     Lease(ShardId, u64, LeaseAsk),
-    /// The shard's watchers have walked all revisions up to this one.
-    Walked(ShardId, u64),
+    /// The shard's watchers have walked all revisions up to this one; `None`: it has none.
+    Walked(ShardId, Option<u64>),
     /// Whether the shard wants to hear of every new View.
     Follow(ShardId, bool),
 }
@@ -436,8 +436,8 @@ impl Shard {
         }
     }
 
-    /// The shard's watchers have walked up to `revision`.
-    pub fn walked(&self, revision: u64) {
+    /// The shard's watchers have walked up to `revision`; `None` when there are none left.
+    pub fn walked(&self, revision: Option<u64>) {
         self.port.send(ToSequencer::Walked(self.id, revision));
     }
 

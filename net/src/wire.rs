@@ -223,25 +223,7 @@ impl prost::Message for EncodedKv {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        let mut out = BytesMut::from(core::mem::take(&mut self.0));
-        match wire_type {
-            WireType::LengthDelimited => {
-                let mut bytes = Bytes::new();
-                pb_bytes::merge(wire_type, &mut bytes, buf, ctx)?;
-                pb_bytes::encode(tag, &bytes, &mut out);
-            }
-            WireType::Varint => {
-                let mut value = 0;
-                pb_int64::merge(wire_type, &mut value, buf, ctx)?;
-                pb_int64::encode(tag, &value, &mut out);
-            }
-            WireType::SixtyFourBit
-            | WireType::ThirtyTwoBit
-            | WireType::StartGroup
-            | WireType::EndGroup => skip_field(wire_type, tag, buf, ctx)?,
-        }
-        self.0 = out.freeze();
-        Ok(())
+        keep_field(&mut self.0, tag, wire_type, buf, ctx)
     }
 
     fn encoded_len(&self) -> usize {
@@ -251,6 +233,63 @@ impl prost::Message for EncodedKv {
     fn clear(&mut self) {
         self.0.clear();
     }
+}
+
+/// A `mvccpb.Event` as its encoded bytes: encoded once a shard, shared by its watchers.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub struct EncodedEvent(pub Bytes);
+
+impl prost::Message for EncodedEvent {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        buf.put_slice(&self.0);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        keep_field(&mut self.0, tag, wire_type, buf, ctx)
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Appends a field to an encoded message as it came.
+fn keep_field(
+    message: &mut Bytes,
+    tag: u32,
+    wire_type: WireType,
+    buf: &mut impl Buf,
+    ctx: DecodeContext,
+) -> Result<(), DecodeError> {
+    let mut out = BytesMut::from(core::mem::take(message));
+    match wire_type {
+        WireType::LengthDelimited => {
+            let mut bytes = Bytes::new();
+            pb_bytes::merge(wire_type, &mut bytes, buf, ctx)?;
+            pb_bytes::encode(tag, &bytes, &mut out);
+        }
+        WireType::Varint => {
+            let mut value = 0;
+            pb_int64::merge(wire_type, &mut value, buf, ctx)?;
+            pb_int64::encode(tag, &value, &mut out);
+        }
+        WireType::SixtyFourBit
+        | WireType::ThirtyTwoBit
+        | WireType::StartGroup
+        | WireType::EndGroup => skip_field(wire_type, tag, buf, ctx)?,
+    }
+    *message = out.freeze();
+    Ok(())
 }
 
 fn key_len(tag: u32) -> usize {

@@ -13,9 +13,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft_rs::Ready;
 use raft_rs::eraftpb::{Entry as RaftEntry, EntryType};
+use raft_rs::{Ready, Storage};
 use ringkv_engine::apply::{Machine, Outcome};
+use ringkv_engine::checkpoint::{CheckpointImage, Conf};
 use ringkv_engine::command::{self, Command, Envelope, Origin};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::io::AlignedBuf;
@@ -102,6 +103,8 @@ pub struct Actions {
     pub leases: Vec<(ShardId, u64, LeaseAnswer)>,
     /// Whether a new View was published.
     pub published: bool,
+    /// Whether another [`Event::Background`] could go on at once.
+    pub background: bool,
     /// Take a checkpoint now, then [`Event::Checkpointed`].
     pub checkpoint: bool,
 }
@@ -149,15 +152,16 @@ pub struct Sequencer {
     lease_proposal: Index,
     term: Term,
     was_leader: bool,
+    conf: Conf,
     checkpoint: CheckpointPace,
     status: Status,
 }
 
-/// When the next checkpoint is due: when the log since the last is as long as that was.
+/// When the next checkpoint is due: when the log since the last is as long as that was, or the
+/// segments held are twice that, which many short runs leave behind.
 struct CheckpointPace {
     since: Lsn,
     taking: bool,
-    log_bytes_min: u64,
 }
 
 impl Sequencer {
@@ -168,6 +172,7 @@ impl Sequencer {
         wal: Wal,
         machine: Machine,
         identity: Identity,
+        conf: Conf,
         election_ms: u64,
         limits: Limits,
     ) -> Self {
@@ -187,10 +192,10 @@ impl Sequencer {
             lease_proposal: 0,
             term: 0,
             was_leader: false,
+            conf,
             checkpoint: CheckpointPace {
                 since,
                 taking: false,
-                log_bytes_min: limits.checkpoint_log_bytes_min,
             },
             status: Status::default(),
         }
@@ -244,7 +249,7 @@ impl Sequencer {
             Event::Tick => self.tick(now_ms),
             Event::Idle => actions.frames.extend(self.wal.seal()),
             Event::Background { floor } => {
-                self.machine.store.compact_slice(floor);
+                actions.background = self.machine.store.compact_slice(floor);
                 self.publish(actions);
             }
             Event::Checkpointed(index) => {
@@ -340,7 +345,7 @@ impl Sequencer {
             self.wal.set_hard_state(hard_state);
         }
         for entry in ready.take_entries() {
-            self.append(entry, actions);
+            self.append(entry);
         }
         for state in ready.take_read_states() {
             let round = state
@@ -368,7 +373,7 @@ impl Sequencer {
         self.confirm_flushed();
     }
 
-    fn append(&mut self, entry: RaftEntry, actions: &mut Actions) {
+    fn append(&mut self, entry: RaftEntry) {
         let kind = match (entry.get_entry_type(), entry.data.is_empty()) {
             (EntryType::EntryNormal, true) => EntryKind::Empty,
             (EntryType::EntryNormal, false) => EntryKind::Normal,
@@ -381,13 +386,10 @@ impl Sequencer {
             kind,
             payload: &entry.data,
         };
-        if self.wal.append(record).is_err() {
-            // An overwrite by a new leader begins a frame of its own.
-            actions.frames.extend(self.wal.submit());
-            self.wal
-                .append(record)
-                .expect("what is proposed fits the open frame");
-        }
+        // A single voter appends only what `feed` made sure of; nobody overwrites its log.
+        self.wal
+            .append(record)
+            .expect("what is proposed fits the open frame");
         self.node.log_mut().append(entry);
     }
 
@@ -546,12 +548,25 @@ impl Sequencer {
     }
 
     fn pace_checkpoint(&mut self, actions: &mut Actions) {
-        let pace = &mut self.checkpoint;
-        let grown = self.wal.flushed_lsn() - pace.since;
-        if !pace.taking && grown >= pace.log_bytes_min.max(self.machine.store.bytes()) {
-            pace.taking = true;
-            pace.since = self.wal.flushed_lsn();
+        if self.checkpoint.taking {
+            return;
+        }
+        let state_bytes = self.machine.store.bytes();
+        let worth = state_bytes.max(self.limits.checkpoint_log_bytes_min);
+        let grown = self.wal.flushed_lsn() - self.checkpoint.since;
+        let held = self.wal.stats().segments as u64 * self.limits.segment_bytes;
+        if grown >= worth || (held >= 2 * worth && grown > 0) {
+            self.checkpoint.taking = true;
+            self.checkpoint.since = self.wal.flushed_lsn();
             actions.checkpoint = true;
         }
+    }
+
+    /// The state machine as it is now, for a checkpoint.
+    #[must_use]
+    pub fn image(&self) -> CheckpointImage {
+        let term = self.node.log().term(self.machine.applied());
+        let term = term.expect("an applied entry is in the log, or the one before it");
+        self.machine.image(term, self.conf.clone())
     }
 }

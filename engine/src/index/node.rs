@@ -30,8 +30,9 @@ pub(super) const UNIT_BYTES: usize = if cfg!(test) { 64 } else { 256 };
 const UNITS_MAX: usize = if cfg!(test) { 6 } else { 8 };
 /// Largest node, bytes.
 pub(super) const NODE_BYTES_MAX: usize = UNIT_BYTES * UNITS_MAX;
-/// A free node is cut for a smaller one only if this many units remain.
-const REMAINDER_UNITS_MIN: usize = 2;
+/// A free node is cut for a smaller one only if this many units remain: halves find a use again,
+/// smaller pieces pile up (measured: 98 bytes a key instead of 81).
+const REMAINDER_UNITS_MIN: usize = UNITS_MAX / 2;
 /// What nodes are cut from, bytes: small first, so that a small index stays small.
 const CHUNK_BYTES_SMALL: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 const CHUNK_BYTES: usize = if cfg!(test) { 4 << 10 } else { 2 << 20 };
@@ -235,15 +236,8 @@ pub(super) struct Retired {
     bytes: u64,
 }
 
-// SAFETY: a list of addresses; only `Memory::recycle` of the owning index uses them.
+// SAFETY: lists of addresses; only `Memory::recycle` of the owning index follows them.
 unsafe impl Send for Retired {}
-
-impl Retired {
-    /// Bytes of its nodes and keys.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
 
 struct Chunk {
     start: NonNull<u8>,
@@ -269,10 +263,14 @@ pub(super) struct Memory {
     retired: Retired,
     /// Bytes of all chunks and blobs.
     bytes: u64,
+    /// Bytes sealed as retired and not yet recycled.
+    held_bytes: u64,
 }
 
 // SAFETY: the one owner of plain memory; readers on other threads only read immutable parts.
 unsafe impl Send for Memory {}
+// SAFETY: a shared Memory tells numbers only.
+unsafe impl Sync for Memory {}
 
 impl Memory {
     pub(super) fn new() -> Self {
@@ -284,6 +282,7 @@ impl Memory {
             blobs: Vec::new(),
             retired: Retired::default(),
             bytes: 0,
+            held_bytes: 0,
         }
     }
 
@@ -292,10 +291,16 @@ impl Memory {
         self.bytes
     }
 
+    /// Bytes that left the newest tree and are not free yet.
+    pub(super) fn retired_bytes(&self) -> u64 {
+        self.held_bytes + self.retired.bytes
+    }
+
     /// Ends the batch: every node is immutable from now on. Returns its number and what it replaced.
     pub(super) fn seal(&mut self) -> (u64, Retired) {
         let sealed = self.batch;
         self.batch += 1;
+        self.held_bytes += self.retired.bytes;
         (sealed, core::mem::take(&mut self.retired))
     }
 
@@ -305,6 +310,7 @@ impl Memory {
     /// `retired` came from [`Self::seal`] of this `Memory`, and no reader can reach a root of before
     /// that seal.
     pub(super) unsafe fn recycle(&mut self, retired: Retired) {
+        self.held_bytes -= retired.bytes;
         for start in retired.nodes {
             self.free_node(start);
         }

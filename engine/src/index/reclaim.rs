@@ -1,47 +1,67 @@
-//! Publication and reclamation: one atomic pointer, swapped once a batch, and crossbeam-epoch.
+//! Publication and reclamation: one atomic pointer to the View, swapped once a batch, and one word
+//! for each reader that says since which batch it is pinned.
 //!
 //! Protocol:
 //! 1. An index has at most one [`Publisher`], on the writer's core; every batch is sealed by it and
-//!    published by one swap, with the next number. So batch `b` retires nodes that were reachable
-//!    from roots below `b` only.
-//! 2. A reader loads the pointer while pinned, and keeps the pin as long as anything borrowed lasts
-//!    ([`Reader::pin`] takes a closure; nothing can leave it).
-//! 3. After the swap the writer defers one closure: it moves what was replaced (the old View and the
-//!    batch's retired nodes) to the writer's queue. The epoch runs it when no pin that could have
-//!    loaded the old pointer lasts, on whichever core; that core moves one small struct. Freeing and
-//!    dropping is done by the writer, in [`Publisher::collect`].
+//!    published by one swap of `current`, with the next number. So batch `n` replaces the View
+//!    before, and retires nodes that are reachable from roots below `n` only.
+//! 2. A reader pins by writing into its slot a batch number `b` that was published, then loads
+//!    `current`, which is of batch `b` or later. It keeps the slot as long as anything borrowed
+//!    lasts ([`Reader::pin`] takes a closure; nothing can leave it), then writes `IDLE`.
+//! 3. After the swap the writer looks at all slots; what batch `n` replaced is freed when every slot
+//!    says `n` or more. A slot that says less, or says so too late to be seen, is covered: between
+//!    its two steps each side has a SeqCst fence, so either the writer sees the slot, or the reader
+//!    loads the new View.
 //! 4. A root of batch `r` may be read under a pin whose View is of batch `v <= r`: its nodes are
-//!    retired by batches above `r`, whose closures were deferred after that of `v + 1`, which the
-//!    pin holds back. [`Root::read`] checks `v <= r`, and that both are of the same index.
+//!    retired by batches above `r`, and the pin's slot, which says `v` or less, holds those back.
+//!    [`Root::read`] checks `v <= r`, and that both are of the same index.
 //!
-//! Each publisher has a collector of its own, so that garbage and the gauge are of this index alone
-//! and all is freed when the last handle goes. Under `--cfg crossbeam_loom` crossbeam-epoch runs on
-//! loom's atomics, so that `tests/loom.rs` checks this very code.
+//! Views are dropped and nodes reused on the writer's core only, and at once when nobody is pinned,
+//! so that the next batch writes into warm memory. What pins hold back lies in `Publisher::garbage`.
+//!
+//! crossbeam-epoch was tried in this place: it frees one to three batches later, runs collections on
+//! readers' cores, and Miri rejects it under both of its aliasing models. Under `--cfg loom` the
+//! atomics are loom's, so that `tests/loom.rs` explores this very code.
 
-use core::cell::OnceCell;
-use core::marker::PhantomData;
+use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-
-use crossbeam_epoch::{Atomic, Collector, Guard, LocalHandle, Owned};
-use crossbeam_queue::SegQueue;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
 
 use super::node::{Memory, Node, Retired};
 use super::{Index, Tree};
+use primitive::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, SharedArc, fence};
 
-/// What the index, its publisher and all readers share.
+#[cfg(not(loom))]
+mod primitive {
+    pub(super) use core::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(super) use std::sync::Arc as SharedArc;
+}
+#[cfg(loom)]
+mod primitive {
+    pub(super) use loom::sync::Arc as SharedArc;
+    pub(super) use loom::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+}
+
+/// Readers of one publisher at a time: a few for each core.
+pub const READERS_MAX: usize = if cfg!(loom) { 2 } else { 1024 };
+/// What a slot says while its reader is not pinned.
+const IDLE: u64 = u64::MAX;
+
+/// What the index and all that read it share: its name, and its memory when it is dropped first.
 #[derive(Default)]
 pub(super) struct Home {
-    /// See [`Index::retired_bytes`].
-    pub(super) retired_bytes: AtomicU64,
-    /// Memory of the index once that is dropped: kept for the readers, freed with the last of them.
-    grave: SegQueue<Memory>,
+    grave: OnceLock<Memory>,
 }
 
 impl Home {
+    /// Keeps the memory of a dropped index until the last reader has gone.
     pub(super) fn bury(&self, memory: Memory) {
-        self.grave.push(memory);
+        assert!(self.grave.set(memory).is_ok(), "an index is dropped once");
     }
 }
 
@@ -54,7 +74,7 @@ pub struct Root {
     home: *const Home,
 }
 
-// SAFETY: an address; `read` is what follows it, and that checks.
+// SAFETY: addresses; `read` is what follows one, and that checks.
 unsafe impl Send for Root {}
 // SAFETY: as above.
 unsafe impl Sync for Root {}
@@ -76,20 +96,22 @@ impl Root {
     pub fn read<'g>(&self, pin: &'g Pinned<'_>) -> Tree<'g> {
         assert!(
             core::ptr::eq(self.home, pin.home),
-            "a root and a pin of one index"
+            "root and pin are of one index"
         );
-        assert!(self.batch >= pin.batch, "a root as new as the pinned View");
-        // SAFETY: rule 4: sealed, hence immutable, and not freed while the pin lasts, which is at
+        assert!(
+            self.batch >= pin.batch,
+            "the root is as new as the pinned View"
+        );
+        // SAFETY: rule 4: sealed, hence immutable, and not reused while the pin lasts, which is at
         // least 'g. The memory itself lasts as long as the Home that the pin's reader holds.
         Tree::new(unsafe { Node::new(self.node) })
     }
 }
 
-/// Proof that the current thread is pinned, and since which View.
+/// Proof that a reader is pinned, and since which View.
 pub struct Pinned<'g> {
     home: &'g Home,
     batch: u64,
-    guard: PhantomData<&'g Guard>,
 }
 
 struct Published<T> {
@@ -97,57 +119,67 @@ struct Published<T> {
     view: T,
 }
 
+/// One reader's word; alone on its cache lines, for the reader writes it twice a pin.
+#[repr(align(128))]
+struct Slot {
+    taken: AtomicBool,
+    /// Batch number at or before the pinned View's, or `IDLE`.
+    pinned: AtomicU64,
+}
+
 struct Shared<T> {
-    current: Atomic<Published<T>>,
-    collector: Collector,
+    /// The newest View; never null.
+    current: AtomicPtr<Published<T>>,
+    /// Its batch or, for a moment, the one before.
+    batch: AtomicU64,
+    slots: Box<[Slot]>,
+    /// Slots from here on were never taken.
+    slots_used: AtomicUsize,
     home: Arc<Home>,
+    /// What pins held back when the publisher was dropped.
+    grave: OnceLock<VecDeque<Garbage<T>>>,
 }
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        let current = core::mem::take(&mut self.current);
-        // SAFETY: the last handle is gone, so nobody is pinned, and every older View went into the
-        // queue by rule 3; this one did not.
-        drop(unsafe { current.try_into_owned() });
+        let current = self.current.load(Ordering::Acquire);
+        // SAFETY: made from a Box in `publish` or `new`, and not replaced since; the last handle is
+        // gone, so nobody is pinned.
+        drop(unsafe { Box::from_raw(current) });
     }
 }
 
-/// A participant of the collector, which may change threads.
-struct Handle(LocalHandle);
-
-// SAFETY: LocalHandle is !Send because its cells are for one thread at a time. They are touched by
-// `pin`, by the guards it returns, and by drop. Here no guard outlives the call that pinned, and the
-// caller of that holds a borrow; so a handle that is moved to another thread has no guard on this
-// one, and the move orders both threads' accesses. crossbeam-epoch 0.9 keeps nothing by thread
-// identity beside its default collector, which is not used.
-unsafe impl Send for Handle {}
-
-/// What a batch replaced.
+/// What batch `batch` replaced.
 struct Garbage<T> {
+    batch: u64,
     view: NonNull<Published<T>>,
     retired: Retired,
 }
 
-// SAFETY: the sole owner of a View that is Send, by pointer.
+// SAFETY: the sole owner of a View, by pointer, and of addresses.
 unsafe impl<T: Send> Send for Garbage<T> {}
+// SAFETY: a shared Garbage gives access to nothing.
+unsafe impl<T: Send> Sync for Garbage<T> {}
 
 impl<T> Drop for Garbage<T> {
     fn drop(&mut self) {
-        // SAFETY: made from a Box in `publish`; out of reach by rule 3, because a Garbage lies in
-        // the deferred closure or in the queue after that, and is dropped once.
+        // SAFETY: made from a Box in `publish` or `new`. A Garbage is dropped by `collect` after
+        // rule 3 found nobody pinned to it, or with `Shared` when no reader is left.
         drop(unsafe { Box::from_raw(self.view.as_ptr()) });
     }
 }
 
 /// The writing end: publishes a View with each batch. Belongs to the index's owner.
-pub struct Publisher<T: Send + Sync + 'static> {
-    shared: Arc<Shared<T>>,
-    handle: Handle,
-    /// What no reader can see any more.
-    unreachable: Arc<SegQueue<Garbage<T>>>,
+///
+/// Dropped before the index, it leaves the last View to the readers; what the index replaces from
+/// then on is not used again.
+pub struct Publisher<T: Send + Sync> {
+    shared: SharedArc<Shared<T>>,
+    /// What may still be seen, oldest first.
+    garbage: VecDeque<Garbage<T>>,
 }
 
-impl<T: Send + Sync + 'static> Publisher<T> {
+impl<T: Send + Sync> Publisher<T> {
     /// Publishes the first View, made by `view` from the root of the index as it is.
     ///
     /// # Panics
@@ -156,128 +188,193 @@ impl<T: Send + Sync + 'static> Publisher<T> {
         assert!(!index.published, "an index has one publisher");
         index.published = true;
         let (root, retired) = index.seal();
-        // SAFETY: the first publisher, so no root of before can be read.
-        unsafe { recycle(index, retired) };
-        let collector = Collector::new();
-        let handle = Handle(collector.register());
-        let first = Published {
-            batch: root.batch,
-            view: view(root),
+        // SAFETY: sealed just now; without a publisher before, no root of before can be read.
+        unsafe { index.memory.recycle(retired) };
+        let free = || Slot {
+            taken: AtomicBool::new(false),
+            pinned: AtomicU64::new(IDLE),
         };
-        let home = Arc::clone(&index.home);
         let shared = Shared {
-            current: Atomic::new(first),
-            collector,
-            home,
+            current: AtomicPtr::new(published(root.batch, view(root)).as_ptr()),
+            batch: AtomicU64::new(root.batch),
+            slots: (0..READERS_MAX).map(|_| free()).collect(),
+            slots_used: AtomicUsize::new(0),
+            home: Arc::clone(&index.home),
+            grave: OnceLock::new(),
         };
         Self {
-            shared: Arc::new(shared),
-            handle,
-            unreachable: Arc::default(),
+            shared: SharedArc::new(shared),
+            garbage: VecDeque::new(),
         }
     }
 
     /// Ends the batch and publishes the View that `view` makes of its root. Readers that pin from
-    /// now on see it; memory that older batches replaced returns to the index.
+    /// now on see it; what no reader can see any more returns to the index.
     ///
     /// # Panics
     /// If it is not the index that this publisher was made for.
     pub fn publish(&mut self, index: &mut Index, view: impl FnOnce(Root) -> T) {
-        assert!(
-            Arc::ptr_eq(&self.shared.home, &index.home),
-            "the publisher's own index"
-        );
+        assert!(Arc::ptr_eq(&self.shared.home, &index.home), "its own index");
         let (root, retired) = index.seal();
-        let next = Owned::from(Box::new(Published {
+        let next = published(root.batch, view(root)).as_ptr();
+        // Release pairs with the load in `pin`: who sees the pointer sees View and nodes.
+        let old = self.shared.current.swap(next, Ordering::AcqRel);
+        // Release pairs with the first load in `pin`: who sees the number sees the pointer.
+        self.shared.batch.store(root.batch, Ordering::Release);
+        self.garbage.push_back(Garbage {
             batch: root.batch,
-            view: view(root),
-        }));
-        let guard = self.handle.0.pin();
-        // Release: readers that see the pointer see the nodes. Acquire is for nothing but the old
-        // pointer, which this thread wrote.
-        let old = self.shared.current.swap(next, Ordering::AcqRel, &guard);
-        let view = NonNull::new(old.as_raw().cast_mut()).expect("never null");
-        let garbage = Garbage { view, retired };
-        let unreachable = Arc::clone(&self.unreachable);
-        guard.defer(move || unreachable.push(garbage));
-        // To the global queue at once, and one try to advance: garbage of the batch before last
-        // comes back even if nobody else pins.
-        guard.flush();
-        drop(guard);
+            view: NonNull::new(old).expect("never null"),
+            retired,
+        });
         self.collect(index);
     }
 
-    /// Frees what no reader can see any more. `publish` does it as well; call it when idle.
+    /// Frees what no reader can see any more. `publish` does it as well; call it when idle after a
+    /// long pin.
     ///
     /// # Panics
     /// If it is not the index that this publisher was made for.
     pub fn collect(&mut self, index: &mut Index) {
-        assert!(
-            Arc::ptr_eq(&self.shared.home, &index.home),
-            "the publisher's own index"
-        );
-        while let Some(mut garbage) = self.unreachable.pop() {
+        assert!(Arc::ptr_eq(&self.shared.home, &index.home), "its own index");
+        let pinned = self.shared.oldest_pin();
+        while self.garbage.front().is_some_and(|g| g.batch <= pinned) {
+            let mut garbage = self.garbage.pop_front().expect("seen");
             let retired = core::mem::take(&mut garbage.retired);
-            // SAFETY: sealed by `publish` of this index; in the queue, so by rule 3 no pin can reach
-            // the View before it, nor by rule 4 a root of before it.
-            unsafe { recycle(index, retired) };
+            // SAFETY: sealed in `publish` of this index; by rule 3 no pin lasts that could reach
+            // the View before that seal, nor by rule 4 a root of before it.
+            unsafe { index.memory.recycle(retired) };
         }
     }
 
     /// A reading end, for any core.
+    ///
+    /// # Panics
+    /// If there are [`READERS_MAX`] of them.
     #[must_use]
     pub fn reader(&self) -> Reader<T> {
-        Reader {
-            shared: Arc::clone(&self.shared),
-            handle: OnceCell::new(),
-        }
+        Reader::new(&self.shared)
     }
 }
 
-/// Gives what a batch replaced back to its index.
-///
-/// # Safety
-/// `retired` came from `index.seal()`, and no reader can reach a root of before that.
-unsafe fn recycle(index: &mut Index, retired: Retired) {
-    index
-        .home
-        .retired_bytes
-        .fetch_sub(retired.bytes(), Ordering::Relaxed);
-    // SAFETY: the caller's promise.
-    unsafe { index.memory.recycle(retired) };
+fn published<T>(batch: u64, view: T) -> NonNull<Published<T>> {
+    // By raw pointer from here to the Box::from_raw: readers borrow it meanwhile.
+    let published = Box::into_raw(Box::new(Published { batch, view }));
+    NonNull::new(published).expect("a Box is not null")
+}
+
+impl<T> Shared<T> {
+    /// The lowest batch number that a slot says.
+    fn oldest_pin(&self) -> u64 {
+        // Rule 3, with the fence in `pin`.
+        fence(Ordering::SeqCst);
+        // Acquire pairs with the Release in `take_slot`; a slot taken too late to be counted is
+        // covered as one that pins too late.
+        let used = self.slots_used.load(Ordering::Acquire);
+        // Acquire pairs with the Release stores of a slot: what the reader read under the pin that
+        // it has let go, it read before we write there.
+        let pinned = |slot: &Slot| slot.pinned.load(Ordering::Acquire);
+        self.slots[..used].iter().map(pinned).min().unwrap_or(IDLE)
+    }
+
+    fn take_slot(&self) -> usize {
+        let taken = |slot: &Slot| {
+            // Acquire pairs with the Release of the reader that had it.
+            slot.taken
+                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+        };
+        let at = self.slots.iter().position(taken);
+        let at = at.expect("at most READERS_MAX readers");
+        self.slots_used.fetch_max(at + 1, Ordering::AcqRel);
+        at
+    }
+}
+
+impl<T: Send + Sync> Drop for Publisher<T> {
+    fn drop(&mut self) {
+        // Readers may be pinned: it goes with the last of them.
+        let garbage = core::mem::take(&mut self.garbage);
+        assert!(
+            self.shared.grave.set(garbage).is_ok(),
+            "a publisher is dropped once"
+        );
+    }
 }
 
 /// The reading end; one for each thread that reads, made by cloning.
-pub struct Reader<T: Send + Sync + 'static> {
-    shared: Arc<Shared<T>>,
-    /// Registered at the first pin, so that clones are cheap until used.
-    handle: OnceCell<Handle>,
+pub struct Reader<T: Send + Sync> {
+    shared: SharedArc<Shared<T>>,
+    slot: usize,
+    /// Pins that last.
+    depth: Cell<u32>,
 }
 
-impl<T: Send + Sync + 'static> Clone for Reader<T> {
+impl<T: Send + Sync> Clone for Reader<T> {
+    /// # Panics
+    /// If there are [`READERS_MAX`] readers.
     fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-            handle: OnceCell::new(),
+        Self::new(&self.shared)
+    }
+}
+
+impl<T: Send + Sync> Drop for Reader<T> {
+    fn drop(&mut self) {
+        let slot = &self.shared.slots[self.slot];
+        debug_assert_eq!(self.depth.get(), 0);
+        slot.taken.store(false, Ordering::Release);
+    }
+}
+
+/// Ends a pin, also when the closure panics.
+struct Unpin<'a> {
+    slot: &'a Slot,
+    depth: &'a Cell<u32>,
+}
+
+impl Drop for Unpin<'_> {
+    fn drop(&mut self) {
+        self.depth.set(self.depth.get() - 1);
+        if self.depth.get() == 0 {
+            // Release: see `oldest_pin`.
+            self.slot.pinned.store(IDLE, Ordering::Release);
         }
     }
 }
 
-impl<T: Send + Sync + 'static> Reader<T> {
-    /// Runs `f` on the newest View, pinned: the View and what is read from its root with the
-    /// [`Pinned`] stay until `f` returns. Never waits. Pins may nest; the inner one may see a newer
+impl<T: Send + Sync> Reader<T> {
+    fn new(shared: &SharedArc<Shared<T>>) -> Self {
+        Self {
+            slot: shared.take_slot(),
+            shared: SharedArc::clone(shared),
+            depth: Cell::new(0),
+        }
+    }
+
+    /// Runs `f` on the newest View, pinned: the View, and what is read from its root with the
+    /// [`Pinned`], stay until `f` returns. Never waits. Pins may nest; an inner one may see a newer
     /// View.
     pub fn pin<R>(&self, f: impl FnOnce(&T, &Pinned<'_>) -> R) -> R {
-        let register = || Handle(self.shared.collector.register());
-        let guard = self.handle.get_or_init(register).0.pin();
-        // Acquire pairs with the Release of the swap: the nodes are visible with the pointer.
-        let current = self.shared.current.load(Ordering::Acquire, &guard);
-        // SAFETY: never null, and freed only after this guard is gone (rules 2 and 3).
-        let current = unsafe { current.deref() };
+        let slot = &self.shared.slots[self.slot];
+        if self.depth.get() == 0 {
+            // Acquire pairs with the store in `publish`: the View loaded below is not older.
+            let batch = self.shared.batch.load(Ordering::Acquire);
+            // Release: see `oldest_pin`.
+            slot.pinned.store(batch, Ordering::Release);
+            // Rule 3, with the fence in `oldest_pin`.
+            fence(Ordering::SeqCst);
+        }
+        self.depth.set(self.depth.get() + 1);
+        let _unpin = Unpin {
+            slot,
+            depth: &self.depth,
+        };
+        // Acquire pairs with the swap in `publish`: View and nodes are visible with the pointer.
+        let current = self.shared.current.load(Ordering::Acquire);
+        // SAFETY: never null; by rules 2 and 3 it is not freed before `_unpin` drops.
+        let current = unsafe { &*current };
         let pinned = Pinned {
             home: &self.shared.home,
             batch: current.batch,
-            guard: PhantomData,
         };
         f(&current.view, &pinned)
     }

@@ -265,6 +265,21 @@ impl SimDisk {
         }
     }
 
+    /// The process dies and the machine lives on: what was written stays to be read, and no more
+    /// durable than it was; each frame in flight lands or does not, by seed.
+    pub fn kill(&mut self) {
+        self.faults.operations_left = u32::MAX;
+        for frame in core::mem::take(&mut self.in_flight) {
+            if self.rng.chance(500) {
+                let file = &mut self.files[self.names[&frame.segment.name()]];
+                let offset = usize::try_from(frame.offset).expect("a simulated file fits memory");
+                let bytes = frame.buf.as_slice().to_vec();
+                overwrite(&mut file.current, offset, &bytes);
+                file.unflushed.push(Unflushed { offset, bytes });
+            }
+        }
+    }
+
     /// Flips one bit at rest: bit `bit` (0..8) of the byte at `offset`.
     ///
     /// # Panics

@@ -268,6 +268,16 @@ fn a_lease_kept_alive_is_not_checkpointed() {
 }
 
 #[test]
+fn a_checkpoint_is_less_than_was_granted() {
+    let mut l = lessor();
+    l.grant(1, 1_000).unwrap();
+    l.promote(0, 2 * INTERVAL_MS);
+    assert!(l.due_checkpoints(INTERVAL_MS, 9).is_empty());
+    assert!(l.due_checkpoints(2 * INTERVAL_MS, 9).is_empty());
+    assert_eq!(l.due_checkpoints(3 * INTERVAL_MS, 9), [(1, 700)]);
+}
+
+#[test]
 fn a_call_looks_at_few_entries() {
     let mut l = lessor();
     for id in 1..=100 {

@@ -27,7 +27,7 @@ impl Model {
         };
         self.all
             .iter()
-            .filter(|(k, c)| c.0.main > upto || !(c.1 || superseded(c.0, k)))
+            .filter(|(k, c)| !(superseded(c.0, k) || (c.1 && c.0.main < upto)))
             .map(|(_, c)| c.0)
             .collect()
     }

@@ -18,8 +18,8 @@
 //! ```
 //! `checksum` covers bytes 0..124 and is seeded with cluster, member, incarnation and seq (the
 //! [`Salt`]): what an earlier life of the file left there never verifies. `previous` is the
-//! `checksum` of the frame before, over segments too: the chain. `records_checksum` covers the
-//! headers of the records, which in turn hold the checksums of the payloads, so each payload byte is
+//! `checksum` of the frame before, over segments too: the chain. `records_checksum` covers bytes 0..28
+//! of the records' headers, which in turn hold the checksums of the payloads, so each payload byte is
 //! checksummed once. `last_index + 1 - first_index` is `record_count`: a frame's records are
 //! contiguous, and an empty frame has `first_index` where the next record would be.
 //!
@@ -423,7 +423,7 @@ pub fn verify_records(header: &FrameHeader, frame: &[u8]) -> Result<(), &'static
         if crc32c(&head[..28]) != get_u32(head, 28) {
             return Err("record header checksum mismatch");
         }
-        checksum = crc32c_append(checksum, head);
+        checksum = add_record_header(checksum, head);
         let start = offset + RECORD_HEADER_BYTES;
         let payload_end = start + get_u32(head, 0) as usize;
         let next = payload_end.next_multiple_of(RECORD_ALIGN_BYTES);
@@ -508,6 +508,16 @@ pub fn record_header(entry: &Entry<'_>) -> [u8; RECORD_HEADER_BYTES] {
     let checksum = crc32c(&head[..28]);
     put_u32(&mut head, 28, checksum);
     head
+}
+
+/// Adds a record's header to its frame's `records_checksum`. Without the header's own checksum: a CRC
+/// over bytes and their CRC is the same whatever the bytes.
+///
+/// # Panics
+/// If `head` is shorter than a header.
+#[must_use]
+pub fn add_record_header(checksum: u32, head: &[u8]) -> u32 {
+    crc32c_append(checksum, &head[..28])
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

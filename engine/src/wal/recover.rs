@@ -33,8 +33,9 @@ use super::frame::{
     FLAG_RESET, FLAG_SEAL, FrameHeader, Heading, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::live::LiveLog;
+use super::pool::{Pool, Segment};
 use super::read::{LogEntry, SegmentReader, entries};
-use super::{DIR, Found, HardState, Identity, Segment, Wal, flushed_frame};
+use super::{DIR, Found, HardState, Identity, Wal, flushed_frame};
 use crate::error::Corruption;
 use crate::io::{Disk, DiskError, SegmentId};
 use crate::limits::Limits;
@@ -166,9 +167,9 @@ pub fn recover(
     }
     let last_term = replay.last_term;
     let hard_state = last.map_or_else(HardState::default, |(header, _)| header.hard_state);
-    let found = found(survey, accepted, last, live);
+    let found = found(options, survey, accepted, last, live);
     let last_index = found.live.last_index();
-    let wal = Wal::from_found(options.limits, options.identity, options.incarnation, found);
+    let wal = Wal::from_found(options.limits, found);
     let cut = end.map(
         |End {
              file,
@@ -194,6 +195,7 @@ pub fn recover(
 
 /// The pieces from which the log goes on. `accepted` segments of the chain hold believed frames.
 fn found(
+    options: &RecoverOptions,
     survey: Survey,
     accepted: usize,
     last: Option<(FrameHeader, u32)>,
@@ -205,10 +207,19 @@ fn found(
         mut free,
         unstarted,
         chain,
-        ..
+        next_file,
+        next_seq,
     } = survey;
     free.extend(unstarted.iter().map(|segment| segment.file));
     free.extend(chain[accepted..].iter().map(|started| started.segment.file));
+    let RecoverOptions {
+        limits,
+        identity,
+        incarnation,
+        ..
+    } = options;
+    let next = (next_file, next_seq);
+    let pool = Pool::new(limits, *identity, *incarnation, free, next);
     let (lsn, chain_checksum) = last.map_or((0, 0), |(header, sum)| (header.lsn_end(), sum));
     let covered_lsn = last.map_or(0, |(header, _)| header.flushed_lsn);
     let sealed = last.is_some_and(|(header, _)| header.flags & FLAG_SEAL != 0);
@@ -217,9 +228,7 @@ fn found(
             .iter()
             .map(|started| started.segment)
             .collect(),
-        free,
-        next_file: survey.next_file,
-        next_seq: survey.next_seq,
+        pool,
         hard_state: last.map_or_else(HardState::default, |(header, _)| header.hard_state),
         chain: chain_checksum,
         lsn,
@@ -439,6 +448,14 @@ impl Scan<'_> {
                 .as_ref()
                 .is_none_or(|(last, sum)| (last.lsn_end(), *sum) == (header.lsn, header.previous));
             if !follows {
+                // What ends here now is not what ended here when this frame was written.
+                if self
+                    .last
+                    .as_ref()
+                    .is_some_and(|(last, _)| last.lsn_end() == header.lsn)
+                {
+                    return Err(corrupt(file, offset, "frame continues another log"));
+                }
                 return end("frame does not continue the chain");
             }
             if next_lsn.is_some_and(|next| header.lsn_end() > next) {
@@ -465,39 +482,38 @@ impl Scan<'_> {
         let survey = self.survey;
         let start = SEGMENT_HEADER_BYTES as u64;
         let end_lsn = end.map_or(0, |end| end.lsn);
-        let mut witness = None;
+        let mut witnessed = false;
+        // Damaged first frames by LSN: a segment that starts before the chain's end has lost one.
+        let mut damaged: Option<(Lsn, SegmentId)> = None;
         for unstarted in &survey.unstarted {
             let claims = self.claims(disk, unstarted, start)?;
-            if claims.flushed_lsn > claims.start_lsn {
-                return Err(corrupt(unstarted.file, start, "first frame is damaged"));
+            // Without a chain this is the oldest segment, kept for the sake of its flushed frames.
+            let oldest = end.is_none() && claims.start_lsn > 0 && claims.start_lsn < Lsn::MAX;
+            if claims.flushed_lsn > claims.start_lsn || oldest {
+                let found = (claims.start_lsn, unstarted.file);
+                damaged = Some(damaged.map_or(found, |other| other.min(found)));
             }
-            if claims.flushed_lsn > end_lsn {
-                witness = witness.max(Some(unstarted.salt.seq()));
-            }
+            witnessed |= claims.flushed_lsn > end_lsn;
         }
-        let Some(end) = end else { return Ok(()) };
-        if self.last.is_none() && survey.chain[end.nth].first.lsn > 0 {
-            // The oldest segment is kept for the sake of its flushed frames.
-            return Err(corrupt(end.file, end.offset, end.what));
-        }
+        let Some(end) = end else {
+            return match damaged {
+                Some((_, file)) => Err(corrupt(file, start, "first frame is damaged")),
+                None => Ok(()),
+            };
+        };
         for (nth, started) in survey.chain.iter().enumerate().skip(end.nth) {
             let offset = if nth == end.nth { end.offset } else { start };
-            let claims = self.claims(disk, &started.segment, offset)?;
-            if claims.flushed_lsn > end_lsn {
-                witness = witness.max(Some(started.segment.salt.seq()));
-            }
+            witnessed |= self.claims(disk, &started.segment, offset)?.flushed_lsn > end_lsn;
         }
-        let Some(seq) = witness else { return Ok(()) };
-        // The frame that is missing may have been the only one of a segment.
-        let here = survey.chain[end.nth].segment.salt.seq();
-        let lost = survey
-            .unstarted
-            .iter()
-            .find(|s| here < s.salt.seq() && s.salt.seq() < seq);
-        Err(match lost {
-            Some(lost) => corrupt(lost.file, start, "first frame is damaged"),
-            None => corrupt(end.file, end.offset, end.what),
-        })
+        // The same of the oldest segment with a readable first frame.
+        witnessed |= self.last.is_none() && survey.chain[end.nth].first.lsn > 0;
+        match damaged {
+            Some((lsn, file)) if lsn <= end_lsn => {
+                Err(corrupt(file, start, "first frame is damaged"))
+            }
+            _ if witnessed => Err(corrupt(end.file, end.offset, end.what)),
+            _ => Ok(()),
+        }
     }
 
     /// What the frame headers of `segment`, at or behind `offset`, say about the log.
@@ -575,7 +591,6 @@ impl<'a> Replay<'a> {
             return Err("a committed entry is overwritten");
         }
         if reset {
-            self.held.clear();
             self.last_term = 0;
         }
         for entry in entries {
@@ -614,5 +629,46 @@ impl<'a> Replay<'a> {
             return Err("the log was reset beyond the checkpoint");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(first_index: Index, record_count: u32, commit: Index, flags: u16) -> FrameHeader {
+        FrameHeader {
+            flags,
+            record_count,
+            lsn: 0,
+            frame_bytes: 4096,
+            payload_bytes: 0,
+            flushed_lsn: 0,
+            first_index,
+            hard_state: HardState {
+                term: 1,
+                vote: 0,
+                commit,
+            },
+            offset: 4096,
+            previous: 0,
+            records_checksum: 0,
+        }
+    }
+
+    #[test]
+    fn frames_that_contradict_the_log_are_refused() {
+        let mut on_entry = |_| {};
+        let mut replay = Replay::new(1, &mut on_entry);
+        let none = || core::iter::empty();
+        replay.frame(&header(5, 3, 6, 0), true, none()).unwrap();
+        replay.frame(&header(7, 1, 6, 0), false, none()).unwrap();
+        let overwrite = replay.frame(&header(6, 1, 6, 0), false, none());
+        assert_eq!(overwrite, Err("a committed entry is overwritten"));
+        let gap = replay.frame(&header(9, 1, 6, 0), false, none());
+        assert_eq!(gap, Err("entries are missing between two frames"));
+        replay
+            .frame(&header(9, 1, 6, FLAG_RESET), false, none())
+            .unwrap();
     }
 }

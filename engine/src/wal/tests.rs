@@ -385,6 +385,13 @@ fn reset_begins_the_log_anew() {
     direct.wal.reset(50).unwrap();
     direct.submit();
     assert_eq!(direct.wal.flushed_index(), 49);
+    // A checkpoint older than the reset cannot be gone on from.
+    for start in [3, 49] {
+        assert!(matches!(
+            recover_all(&mut direct.disk, 3, start),
+            Err(RecoverError::Corrupt(_))
+        ));
+    }
     direct.append(50, b"y");
     direct.submit();
     let entries = direct.reopen(2, 50);

@@ -122,152 +122,273 @@ impl Flag {
     }
 }
 
-const fn flag(
-    group: Group,
-    support: Support,
-    kind: Kind,
-    name: &'static str,
-    default: &'static str,
-    help: &'static str,
-) -> Flag {
-    Flag {
-        name,
-        kind,
-        default,
-        support,
-        group,
-        help,
-    }
+macro_rules! flags {
+    ($(
+        $group:ident $support:ident $kind:expr, $name:literal = $default:literal:
+        $($help:literal)+;
+    )*) => {
+        /// All flags, etcd's first.
+        pub const FLAGS: &[Flag] = &[$(Flag {
+            name: $name,
+            kind: $kind,
+            default: $default,
+            support: $support,
+            group: $group,
+            help: concat!($($help),+),
+        },)*];
+    };
 }
 
-/// All flags, etcd's first.
-#[rustfmt::skip]
-pub const FLAGS: &[Flag] = &[
-    flag(Member, Supported, Text, "name", "default", "Name of this member for people; unique in the cluster."),
-    flag(Member, Supported, Text, "data-dir", "", "Directory of all data of this member; empty means ${name}.etcd."),
-    flag(Member, Refused, Text, "wal-dir", "", "Directory for the write-ahead log alone."),
-    flag(Member, Supported, Uint64, "snapshot-count", "10000", "Committed entries after which a snapshot is taken."),
-    flag(Member, Supported, Uint64, "snapshot-catchup-entries", "5000", "Entries kept behind a snapshot for slow followers."),
-    flag(Member, Supported, Uint, "heartbeat-interval", "100", "Time between heartbeats, milliseconds."),
-    flag(Member, Supported, Uint, "election-timeout", "1000", "Silence of the leader after which an election starts, milliseconds; at least 5 heartbeats."),
-    flag(Member, Ignored, Bool, "initial-election-tick-advance", "true", "Shorten the first election after a start."),
-    flag(Member, Supported, Urls, "listen-peer-urls", "http://localhost:2380", "URLs to listen on for other members."),
-    flag(Member, Supported, Urls, "listen-client-urls", "http://localhost:2379", "URLs to listen on for clients: gRPC, and HTTP unless --listen-client-http-urls takes it away."),
-    flag(Member, Supported, Urls, "listen-client-http-urls", "", "URLs to listen on for clients' HTTP only; --listen-client-urls then serve gRPC only."),
-    flag(Member, Ignored, Uint, "max-snapshots", "5", "Snapshot files to keep. Deprecated in 3.6."),
-    flag(Member, Ignored, Uint, "max-wals", "5", "Log files to keep."),
-    flag(Member, Ignored, Bool, "memory-mlock", "false", "Keep all memory from being swapped out."),
-    flag(Member, Supported, Int, "quota-backend-bytes", "0", "Size of the stored data beyond which writes are refused and an alarm is raised, bytes; 0 means 2 GiB."),
-    flag(Member, Ignored, Text, "backend-bbolt-freelist-type", "", "Free-page list of bbolt, which ringkv does not use."),
-    flag(Member, Ignored, Duration, "backend-batch-interval", "0s", "Commit interval of bbolt, which ringkv does not use."),
-    flag(Member, Ignored, Int, "backend-batch-limit", "0", "Commit size of bbolt, which ringkv does not use."),
-    flag(Member, Supported, Uint, "max-txn-ops", "128", "Operations allowed in one transaction."),
-    flag(Member, Supported, Uint, "max-request-bytes", "1572864", "Largest request of a client, bytes."),
-    flag(Member, Supported, Uint32, "max-concurrent-streams", "4294967295", "Streams that a client may have open at once on a connection."),
-    flag(Member, Ignored, Duration, "grpc-keepalive-min-time", "5s", "Least time between two pings of a client."),
-    flag(Member, Supported, Duration, "grpc-keepalive-interval", "2h", "Silence after which the server pings a client; 0 disables."),
-    flag(Member, Supported, Duration, "grpc-keepalive-timeout", "20s", "Time for a client to answer that ping; 0 disables."),
-    flag(Member, Supported, Bool, "socket-reuse-port", "false", "Set SO_REUSEPORT, so that another process may listen on the same port."),
-    flag(Member, Supported, Bool, "socket-reuse-address", "false", "Set SO_REUSEADDR, so that a port in TIME_WAIT can be bound."),
-    flag(Member, Ignored, Bool, "enable-grpc-gateway", "true", "Serve the JSON gateway under /v3/."),
-    flag(Member, Ignored, Duration, "raft-read-timeout", "5s", "Read timeout of connections between members."),
-    flag(Member, Ignored, Duration, "raft-write-timeout", "5s", "Write timeout of connections between members."),
-    flag(Member, Supported, Gates, "feature-gates", "", "Features to switch, as Name=true|false: CompactHashCheck, FastLeaseKeepAlive, InitialCorruptCheck, LeaseCheckpoint, LeaseCheckpointPersist, PriorityRequest, SetMemberLocalAddr, StopGRPCServiceOnDefrag, TxnModeWriteWithSharedBuffer."),
-    flag(Member, Refused, Text, "config-file", "", "File with all settings; flags and variables are then ignored."),
-    flag(Member, Supported, Bool, "version", "false", "Print the version and exit."),
+flags! {
+    Member Supported Text, "name" = "default":
+        "Name of this member for people; unique in the cluster.";
+    Member Supported Text, "data-dir" = "":
+        "Directory of all data of this member; empty means ${name}.etcd.";
+    Member Refused Text, "wal-dir" = "":
+        "Directory for the write-ahead log alone.";
+    Member Supported Uint64, "snapshot-count" = "10000":
+        "Committed entries after which a snapshot is taken.";
+    Member Supported Uint64, "snapshot-catchup-entries" = "5000":
+        "Entries kept behind a snapshot for slow followers.";
+    Member Supported Uint, "heartbeat-interval" = "100":
+        "Time between heartbeats, milliseconds.";
+    Member Supported Uint, "election-timeout" = "1000":
+        "Silence of the leader after which an election starts, milliseconds; at least 5 "
+        "heartbeats.";
+    Member Ignored Bool, "initial-election-tick-advance" = "true":
+        "Shorten the first election after a start.";
+    Member Supported Urls, "listen-peer-urls" = "http://localhost:2380":
+        "URLs to listen on for other members.";
+    Member Supported Urls, "listen-client-urls" = "http://localhost:2379":
+        "URLs to listen on for clients: gRPC, and HTTP unless --listen-client-http-urls takes "
+        "it away.";
+    Member Supported Urls, "listen-client-http-urls" = "":
+        "URLs to listen on for clients' HTTP only; --listen-client-urls then serve gRPC only.";
+    Member Ignored Uint, "max-snapshots" = "5":
+        "Snapshot files to keep. Deprecated in 3.6.";
+    Member Ignored Uint, "max-wals" = "5":
+        "Log files to keep.";
+    Member Ignored Bool, "memory-mlock" = "false":
+        "Keep all memory from being swapped out.";
+    Member Supported Int, "quota-backend-bytes" = "0":
+        "Size of the stored data beyond which writes are refused and an alarm is raised, "
+        "bytes; 0 means 2 GiB.";
+    Member Ignored Text, "backend-bbolt-freelist-type" = "":
+        "Free-page list of bbolt, which ringkv does not use.";
+    Member Ignored Duration, "backend-batch-interval" = "0s":
+        "Commit interval of bbolt, which ringkv does not use.";
+    Member Ignored Int, "backend-batch-limit" = "0":
+        "Commit size of bbolt, which ringkv does not use.";
+    Member Supported Uint, "max-txn-ops" = "128":
+        "Operations allowed in one transaction.";
+    Member Supported Uint, "max-request-bytes" = "1572864":
+        "Largest request of a client, bytes.";
+    Member Supported Uint32, "max-concurrent-streams" = "4294967295":
+        "Streams that a client may have open at once on a connection.";
+    Member Ignored Duration, "grpc-keepalive-min-time" = "5s":
+        "Least time between two pings of a client.";
+    Member Supported Duration, "grpc-keepalive-interval" = "2h":
+        "Silence after which the server pings a client; 0 disables.";
+    Member Supported Duration, "grpc-keepalive-timeout" = "20s":
+        "Time for a client to answer that ping; 0 disables.";
+    Member Supported Bool, "socket-reuse-port" = "false":
+        "Set SO_REUSEPORT, so that another process may listen on the same port.";
+    Member Supported Bool, "socket-reuse-address" = "false":
+        "Set SO_REUSEADDR, so that a port in TIME_WAIT can be bound.";
+    Member Ignored Bool, "enable-grpc-gateway" = "true":
+        "Serve the JSON gateway under /v3/.";
+    Member Ignored Duration, "raft-read-timeout" = "5s":
+        "Read timeout of connections between members.";
+    Member Ignored Duration, "raft-write-timeout" = "5s":
+        "Write timeout of connections between members.";
+    Member Supported Gates, "feature-gates" = "":
+        "Features to switch, as Name=true|false: CompactHashCheck, FastLeaseKeepAlive, "
+        "InitialCorruptCheck, LeaseCheckpoint, LeaseCheckpointPersist, PriorityRequest, "
+        "SetMemberLocalAddr, StopGRPCServiceOnDefrag, TxnModeWriteWithSharedBuffer.";
+    Member Refused Text, "config-file" = "":
+        "File with all settings; flags and variables are then ignored.";
+    Member Supported Bool, "version" = "false":
+        "Print the version and exit.";
 
-    flag(Clustering, Supported, Urls, "initial-advertise-peer-urls", "http://localhost:2380", "This member's peer URLs as the other members reach them."),
-    flag(Clustering, Supported, Text, "initial-cluster", "default=http://localhost:2380", "All members of a new cluster: name=peer-url, comma-separated."),
-    flag(Clustering, Supported, Choice(&["new", "existing"]), "initial-cluster-state", "new", "Whether the cluster is started ('new') or joined ('existing'); without effect on restarts."),
-    flag(Clustering, Supported, Text, "initial-cluster-token", "etcd-cluster", "Keeps clusters apart that are started from the same configuration."),
-    flag(Clustering, Supported, Urls, "advertise-client-urls", "http://localhost:2379", "This member's client URLs as clients reach them; required with --listen-client-urls."),
-    flag(Clustering, Supported, Bool, "strict-reconfig-check", "true", "Refuse membership changes that would lose the quorum."),
-    flag(Clustering, Supported, Bool, "pre-vote", "true", "Ask before an election, so that a returning member disturbs nobody."),
-    flag(Clustering, Supported, Text, "auto-compaction-retention", "0", "History that automatic compaction keeps: hours or a duration, or a number of revisions; 0 disables."),
-    flag(Clustering, Supported, Text, "auto-compaction-mode", "periodic", "How --auto-compaction-retention is meant: 'periodic' or 'revision'."),
-    flag(Clustering, Ignored, Choice(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"]), "v2-deprecation", "write-only", "Phase of the removal of etcd's v2 store. Deprecated, to be removed in 3.8."),
-    flag(Clustering, Supported, Int, "max-learners", "1", "Learners allowed in the cluster."),
+    Clustering Supported Urls, "initial-advertise-peer-urls" = "http://localhost:2380":
+        "This member's peer URLs as the other members reach them.";
+    Clustering Supported Text, "initial-cluster" = "default=http://localhost:2380":
+        "All members of a new cluster: name=peer-url, comma-separated.";
+    Clustering Supported Choice(&["new", "existing"]), "initial-cluster-state" = "new":
+        "Whether the cluster is started ('new') or joined ('existing'); without effect on "
+        "restarts.";
+    Clustering Supported Text, "initial-cluster-token" = "etcd-cluster":
+        "Keeps clusters apart that are started from the same configuration.";
+    Clustering Supported Urls, "advertise-client-urls" = "http://localhost:2379":
+        "This member's client URLs as clients reach them; required with --listen-client-urls.";
+    Clustering Supported Bool, "strict-reconfig-check" = "true":
+        "Refuse membership changes that would lose the quorum.";
+    Clustering Supported Bool, "pre-vote" = "true":
+        "Ask before an election, so that a returning member disturbs nobody.";
+    Clustering Supported Text, "auto-compaction-retention" = "0":
+        "History that automatic compaction keeps: hours or a duration, or a number of "
+        "revisions; 0 disables.";
+    Clustering Supported Text, "auto-compaction-mode" = "periodic":
+        "How --auto-compaction-retention is meant: 'periodic' or 'revision'.";
+    Clustering Ignored
+        Choice(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"]),
+        "v2-deprecation" = "write-only":
+        "Phase of the removal of etcd's v2 store. Deprecated, to be removed in 3.8.";
+    Clustering Supported Int, "max-learners" = "1":
+        "Learners allowed in the cluster.";
 
-    flag(Discovery, Refused, Text, "discovery-token", "", "Token of the cluster at the discovery service."),
-    flag(Discovery, Refused, List, "discovery-endpoints", "", "Endpoints of the discovery service."),
-    flag(Discovery, Ignored, Duration, "discovery-dial-timeout", "2s", "Time to connect to the discovery service."),
-    flag(Discovery, Ignored, Duration, "discovery-request-timeout", "5s", "Time for a request to the discovery service."),
-    flag(Discovery, Ignored, Duration, "discovery-keepalive-time", "2s", "Keepalive time of the connection to the discovery service."),
-    flag(Discovery, Ignored, Duration, "discovery-keepalive-timeout", "6s", "Keepalive timeout of the connection to the discovery service."),
-    flag(Discovery, Ignored, Bool, "discovery-insecure-transport", "true", "Connect to the discovery service without TLS."),
-    flag(Discovery, Ignored, Bool, "discovery-insecure-skip-tls-verify", "false", "Do not verify the discovery service's certificate."),
-    flag(Discovery, Ignored, Text, "discovery-cert", "", "Client certificate for the discovery service."),
-    flag(Discovery, Ignored, Text, "discovery-key", "", "Key of that certificate."),
-    flag(Discovery, Ignored, Text, "discovery-cacert", "", "CA of the discovery service."),
-    flag(Discovery, Ignored, Text, "discovery-user", "", "User, or user:password, for the discovery service."),
-    flag(Discovery, Ignored, Text, "discovery-password", "", "Password for the discovery service."),
-    flag(Discovery, Ignored, Choice(&["exit", "proxy"]), "discovery-fallback", "exit", "What to do if discovery fails."),
-    flag(Discovery, Refused, Text, "discovery-srv", "", "DNS domain whose SRV records name the members."),
-    flag(Discovery, Refused, Text, "discovery-srv-name", "", "Suffix of the service in those records."),
+    Discovery Refused Text, "discovery-token" = "":
+        "Token of the cluster at the discovery service.";
+    Discovery Refused List, "discovery-endpoints" = "":
+        "Endpoints of the discovery service.";
+    Discovery Ignored Duration, "discovery-dial-timeout" = "2s":
+        "Time to connect to the discovery service.";
+    Discovery Ignored Duration, "discovery-request-timeout" = "5s":
+        "Time for a request to the discovery service.";
+    Discovery Ignored Duration, "discovery-keepalive-time" = "2s":
+        "Keepalive time of the connection to the discovery service.";
+    Discovery Ignored Duration, "discovery-keepalive-timeout" = "6s":
+        "Keepalive timeout of the connection to the discovery service.";
+    Discovery Ignored Bool, "discovery-insecure-transport" = "true":
+        "Connect to the discovery service without TLS.";
+    Discovery Ignored Bool, "discovery-insecure-skip-tls-verify" = "false":
+        "Do not verify the discovery service's certificate.";
+    Discovery Ignored Text, "discovery-cert" = "":
+        "Client certificate for the discovery service.";
+    Discovery Ignored Text, "discovery-key" = "":
+        "Key of that certificate.";
+    Discovery Ignored Text, "discovery-cacert" = "":
+        "CA of the discovery service.";
+    Discovery Ignored Text, "discovery-user" = "":
+        "User, or user:password, for the discovery service.";
+    Discovery Ignored Text, "discovery-password" = "":
+        "Password for the discovery service.";
+    Discovery Ignored Choice(&["exit", "proxy"]), "discovery-fallback" = "exit":
+        "What to do if discovery fails.";
+    Discovery Refused Text, "discovery-srv" = "":
+        "DNS domain whose SRV records name the members.";
+    Discovery Refused Text, "discovery-srv-name" = "":
+        "Suffix of the service in those records.";
 
-    flag(Security, Refused, Text, "cert-file", "", "Server certificate for clients."),
-    flag(Security, Refused, Text, "key-file", "", "Key of that certificate."),
-    flag(Security, Refused, Bool, "client-cert-auth", "false", "Demand a certificate of each client."),
-    flag(Security, Refused, Text, "client-cert-file", "", "Certificate for the gateway's own connections, if not the server's."),
-    flag(Security, Refused, Text, "client-key-file", "", "Key of that certificate."),
-    flag(Security, Refused, Text, "client-crl-file", "", "Revoked client certificates."),
-    flag(Security, Refused, List, "client-cert-allowed-hostname", "", "Hostnames of which a client certificate must have one."),
-    flag(Security, Refused, Text, "trusted-ca-file", "", "CA of client certificates."),
-    flag(Security, Refused, Bool, "auto-tls", "false", "Serve clients with a generated certificate."),
-    flag(Security, Refused, Text, "peer-cert-file", "", "Certificate for other members."),
-    flag(Security, Refused, Text, "peer-key-file", "", "Key of that certificate."),
-    flag(Security, Refused, Bool, "peer-client-cert-auth", "false", "Demand a certificate of each peer."),
-    flag(Security, Refused, Text, "peer-client-cert-file", "", "Certificate for outgoing peer connections, if not --peer-cert-file."),
-    flag(Security, Refused, Text, "peer-client-key-file", "", "Key of that certificate."),
-    flag(Security, Refused, Text, "peer-trusted-ca-file", "", "CA of peers' certificates."),
-    flag(Security, Refused, List, "peer-cert-allowed-cn", "", "Common names of which a peer certificate must have one."),
-    flag(Security, Refused, List, "peer-cert-allowed-hostname", "", "Hostnames of which a peer certificate must have one."),
-    flag(Security, Refused, Bool, "peer-auto-tls", "false", "Serve peers with a generated certificate."),
-    flag(Security, Ignored, Uint, "self-signed-cert-validity", "1", "Validity of generated certificates, years."),
-    flag(Security, Refused, Text, "peer-crl-file", "", "Revoked peer certificates."),
-    flag(Security, Refused, Bool, "peer-skip-client-san-verification", "false", "Do not compare a peer's address with its certificate."),
-    flag(Security, Ignored, List, "cipher-suites", "", "TLS cipher suites."),
-    flag(Security, Ignored, List, "cors", "*", "Origins that browsers may call from."),
-    flag(Security, Refused, List, "host-whitelist", "*", "Host names that HTTP clients may use if the server has no TLS."),
-    flag(Security, Ignored, Text, "tls-min-version", "TLS1.2", "Least TLS version: TLS1.2 or TLS1.3."),
-    flag(Security, Ignored, Text, "tls-max-version", "", "Highest TLS version: TLS1.2 or TLS1.3."),
+    Security Refused Text, "cert-file" = "":
+        "Server certificate for clients.";
+    Security Refused Text, "key-file" = "":
+        "Key of that certificate.";
+    Security Refused Bool, "client-cert-auth" = "false":
+        "Demand a certificate of each client.";
+    Security Refused Text, "client-cert-file" = "":
+        "Certificate for the gateway's own connections, if not the server's.";
+    Security Refused Text, "client-key-file" = "":
+        "Key of that certificate.";
+    Security Refused Text, "client-crl-file" = "":
+        "Revoked client certificates.";
+    Security Refused List, "client-cert-allowed-hostname" = "":
+        "Hostnames of which a client certificate must have one.";
+    Security Refused Text, "trusted-ca-file" = "":
+        "CA of client certificates.";
+    Security Refused Bool, "auto-tls" = "false":
+        "Serve clients with a generated certificate.";
+    Security Refused Text, "peer-cert-file" = "":
+        "Certificate for other members.";
+    Security Refused Text, "peer-key-file" = "":
+        "Key of that certificate.";
+    Security Refused Bool, "peer-client-cert-auth" = "false":
+        "Demand a certificate of each peer.";
+    Security Refused Text, "peer-client-cert-file" = "":
+        "Certificate for outgoing peer connections, if not --peer-cert-file.";
+    Security Refused Text, "peer-client-key-file" = "":
+        "Key of that certificate.";
+    Security Refused Text, "peer-trusted-ca-file" = "":
+        "CA of peers' certificates.";
+    Security Refused List, "peer-cert-allowed-cn" = "":
+        "Common names of which a peer certificate must have one.";
+    Security Refused List, "peer-cert-allowed-hostname" = "":
+        "Hostnames of which a peer certificate must have one.";
+    Security Refused Bool, "peer-auto-tls" = "false":
+        "Serve peers with a generated certificate.";
+    Security Ignored Uint, "self-signed-cert-validity" = "1":
+        "Validity of generated certificates, years.";
+    Security Refused Text, "peer-crl-file" = "":
+        "Revoked peer certificates.";
+    Security Refused Bool, "peer-skip-client-san-verification" = "false":
+        "Do not compare a peer's address with its certificate.";
+    Security Ignored List, "cipher-suites" = "":
+        "TLS cipher suites.";
+    Security Supported List, "cors" = "*":
+        "Origins that browsers may call from.";
+    Security Supported List, "host-whitelist" = "*":
+        "Host names that HTTP clients may use if the server has no TLS.";
+    Security Ignored Text, "tls-min-version" = "TLS1.2":
+        "Least TLS version: TLS1.2 or TLS1.3.";
+    Security Ignored Text, "tls-max-version" = "":
+        "Highest TLS version: TLS1.2 or TLS1.3.";
 
-    flag(Auth, Ignored, Text, "auth-token", "simple", "Kind of authentication tokens: 'simple', or 'jwt' with its options."),
-    flag(Auth, Ignored, Uint, "bcrypt-cost", "10", "Cost of password hashes, 4 to 31."),
-    flag(Auth, Ignored, Uint, "auth-token-ttl", "300", "Life of a simple token, seconds."),
+    Auth Ignored Text, "auth-token" = "simple":
+        "Kind of authentication tokens: 'simple', or 'jwt' with its options.";
+    Auth Ignored Uint, "bcrypt-cost" = "10":
+        "Cost of password hashes, 4 to 31.";
+    Auth Ignored Uint, "auth-token-ttl" = "300":
+        "Life of a simple token, seconds.";
 
-    flag(Monitoring, Ignored, Bool, "enable-pprof", "false", "Serve Go's profiles under /debug/pprof/."),
-    flag(Monitoring, Supported, Text, "metrics", "basic", "'basic', or 'extensive' for histograms of each gRPC method."),
-    flag(Monitoring, Supported, Urls, "listen-metrics-urls", "", "URLs to listen on for /metrics and /health alone."),
+    Monitoring Ignored Bool, "enable-pprof" = "false":
+        "Serve Go's profiles under /debug/pprof/.";
+    Monitoring Supported Text, "metrics" = "basic":
+        "'basic', or 'extensive' for histograms of each gRPC method.";
+    Monitoring Supported Urls, "listen-metrics-urls" = "":
+        "URLs to listen on for /metrics and /health alone.";
 
-    flag(Logging, Supported, Text, "logger", "zap", "Kind of logger: 'zap'."),
-    flag(Logging, Supported, List, "log-outputs", "default", "Where logs go: 'stderr', 'stdout', 'default' (stderr), or files, comma-separated."),
-    flag(Logging, Supported, Text, "log-level", "info", "Least level that is logged: debug, info, warn, error, panic or fatal."),
-    flag(Logging, Supported, Text, "log-format", "json", "'json' or 'console'."),
-    flag(Logging, Ignored, Bool, "enable-log-rotation", "false", "Rotate the log file."),
-    flag(Logging, Ignored, Text, "log-rotation-config-json", r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#, "How the log file is rotated."),
-    flag(Logging, Supported, Duration, "warning-unary-request-duration", "300ms", "Unary requests that take longer are logged."),
-    flag(Logging, Supported, Duration, "warning-apply-duration", "100ms", "Applied entries that take longer are logged."),
+    Logging Supported Text, "logger" = "zap":
+        "Kind of logger: 'zap'.";
+    Logging Supported List, "log-outputs" = "default":
+        "Where logs go: 'stderr', 'stdout', 'default' (stderr), or files, comma-separated.";
+    Logging Supported Text, "log-level" = "info":
+        "Least level that is logged: debug, info, warn, error, panic or fatal.";
+    Logging Supported Text, "log-format" = "json":
+        "'json' or 'console'.";
+    Logging Ignored Bool, "enable-log-rotation" = "false":
+        "Rotate the log file.";
+    Logging Ignored Text, "log-rotation-config-json" =
+        r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#:
+        "How the log file is rotated.";
+    Logging Supported Duration, "warning-unary-request-duration" = "300ms":
+        "Unary requests that take longer are logged.";
+    Logging Supported Duration, "warning-apply-duration" = "100ms":
+        "Applied entries that take longer are logged.";
 
-    flag(Tracing, Ignored, Bool, "enable-distributed-tracing", "false", "Send traces with OpenTelemetry."),
-    flag(Tracing, Ignored, Text, "distributed-tracing-address", "localhost:4317", "Address of the collector."),
-    flag(Tracing, Ignored, Text, "distributed-tracing-service-name", "etcd", "Service name in traces."),
-    flag(Tracing, Ignored, Text, "distributed-tracing-instance-id", "", "Instance id in traces."),
-    flag(Tracing, Ignored, Int, "distributed-tracing-sampling-rate", "0", "Samples per million spans."),
+    Tracing Ignored Bool, "enable-distributed-tracing" = "false":
+        "Send traces with OpenTelemetry.";
+    Tracing Ignored Text, "distributed-tracing-address" = "localhost:4317":
+        "Address of the collector.";
+    Tracing Ignored Text, "distributed-tracing-service-name" = "etcd":
+        "Service name in traces.";
+    Tracing Ignored Text, "distributed-tracing-instance-id" = "":
+        "Instance id in traces.";
+    Tracing Ignored Int, "distributed-tracing-sampling-rate" = "0":
+        "Samples per million spans.";
 
-    flag(Features, Ignored, Duration, "corrupt-check-time", "0s", "Time between checks for corruption in the cluster; 0 disables."),
-    flag(Features, Ignored, Duration, "compact-hash-check-time", "1m", "Time between checks of compaction hashes."),
-    flag(Features, Supported, Int, "compaction-batch-limit", "0", "Revisions deleted in one step of a compaction; 0 means 1000."),
-    flag(Features, Supported, Duration, "compaction-sleep-interval", "0s", "Pause between two steps of a compaction; 0 means 10 ms."),
-    flag(Features, Supported, Duration, "watch-progress-notify-interval", "0s", "Time between progress notifications of idle watches; 0 means 10 minutes."),
-    flag(Features, Ignored, Uint, "bootstrap-defrag-threshold-megabytes", "0", "Defragment at start if this much is freed, megabytes; 0 disables."),
-    flag(Features, Ignored, Duration, "downgrade-check-time", "5s", "Time between two looks at a running downgrade."),
+    Features Ignored Duration, "corrupt-check-time" = "0s":
+        "Time between checks for corruption in the cluster; 0 disables.";
+    Features Ignored Duration, "compact-hash-check-time" = "1m":
+        "Time between checks of compaction hashes.";
+    Features Supported Int, "compaction-batch-limit" = "0":
+        "Revisions deleted in one step of a compaction; 0 means 1000.";
+    Features Supported Duration, "compaction-sleep-interval" = "0s":
+        "Pause between two steps of a compaction; 0 means 10 ms.";
+    Features Supported Duration, "watch-progress-notify-interval" = "0s":
+        "Time between progress notifications of idle watches; 0 means 10 minutes.";
+    Features Ignored Uint, "bootstrap-defrag-threshold-megabytes" = "0":
+        "Defragment at start if this much is freed, megabytes; 0 disables.";
+    Features Ignored Duration, "downgrade-check-time" = "5s":
+        "Time between two looks at a running downgrade.";
 
-    flag(Unsafe, Refused, Bool, "force-new-cluster", "false", "Make a one-member cluster of this member's data."),
-    flag(Unsafe, Supported, Bool, "unsafe-no-fsync", "false", "Do not flush the disk: a crash of the machine loses data."),
+    Unsafe Refused Bool, "force-new-cluster" = "false":
+        "Make a one-member cluster of this member's data.";
+    Unsafe Supported Bool, "unsafe-no-fsync" = "false":
+        "Do not flush the disk: a crash of the machine loses data.";
 
-    flag(Ringkv, Supported, Uint, "shards", "0", "Cores to run on, each with one thread; 0 means all."),
-];
+    Ringkv Supported Uint, "shards" = "0":
+        "Cores to run on, each with one thread; 0 means all.";
+}
 
 /// Flags of etcd that only ours follow in [`FLAGS`].
 pub const OURS: &[&str] = &["shards"];

@@ -1,3 +1,5 @@
+use super::flags::{FLAGS, OURS};
+use super::value::check;
 use super::*;
 
 /// All flags of etcd 3.7.1.
@@ -64,7 +66,7 @@ fn invalid(args: &[&str]) -> String {
 fn the_table_has_etcds_flags_and_ours() {
     let mut expected: Vec<&str> = ETCD_FLAGS.split_whitespace().collect();
     assert_eq!(expected.len(), 113);
-    expected.extend(flags::OURS);
+    expected.extend(OURS);
     expected.sort_unstable();
     let mut names: Vec<&str> = FLAGS.iter().map(|flag| flag.name).collect();
     names.sort_unstable();
@@ -172,7 +174,8 @@ fn settings_that_do_not_fit_together_have_etcds_texts() {
     assert_eq!(invalid(&["--election-timeout=50001"]), text);
     let text = "expected IP in URL for binding (http://foo:1)";
     assert_eq!(invalid(&["--listen-peer-urls=http://foo:1"]), text);
-    let text = r#"--initial-advertise-peer-urls "http://:1" must be "host:port" (unexpected empty host (http://:1))"#;
+    let text = "--initial-advertise-peer-urls \"http://:1\" must be \"host:port\" \
+                (unexpected empty host (http://:1))";
     assert_eq!(invalid(&["--initial-advertise-peer-urls=http://:1"]), text);
     let text = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate \
                 LeaseCheckpoint";

@@ -2,8 +2,7 @@
 //!
 //! One call is one future on the connection's core, owned by hyper's task for the stream. Replies
 //! are encoded once, into a buffer of their exact size; requests are slices of the receive buffer.
-//! Deliberately not here: compression (refused as grpc-go does without the compressor), and all
-//! meaning of messages.
+//! Deliberately not here: the meaning of messages.
 
 use core::cell::RefCell;
 use core::fmt::Write as _;
@@ -19,6 +18,7 @@ use prost::Message;
 use ringkv_engine::error::Code;
 
 use super::body::{Body, Streaming};
+use super::gzip::unpack;
 use super::rt::within;
 use crate::pb::etcdserverpb::*;
 use crate::pb::health::*;
@@ -54,21 +54,23 @@ where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
     let (head, body) = request.into_parts();
-    let ctx = match accept(&head, peer) {
-        Ok(ctx) => ctx,
+    let (ctx, gzip) = match accept(&head, peer) {
+        Ok(accepted) => accepted,
         Err((code, status)) => return refused(code, &status),
     };
     let messages = Messages {
         body,
         buffered: Bytes::new(),
         request_bytes_max,
+        gzip,
     };
     dispatch(services, head.uri.path(), Call { ctx, messages }).await
 }
 
-/// Checks a request's head and takes what services may know of it.
-fn accept(head: &request::Parts, peer: &Rc<Peer>) -> Result<Ctx, (StatusCode, Status)> {
+/// Checks a request's head; gives what services may know of it, and whether it may be compressed.
+fn accept(head: &request::Parts, peer: &Rc<Peer>) -> Result<(Ctx, bool), (StatusCode, Status)> {
     let mut ctx = Ctx::new(peer.clone());
+    let mut gzip = false;
     let mut authorization = None;
     if !head.headers.contains_key(CONTENT_TYPE) {
         check_content_type(&HeaderValue::from_static(""))?;
@@ -86,6 +88,7 @@ fn accept(head: &request::Parts, peer: &Rc<Peer>) -> Result<Ctx, (StatusCode, St
                 })?;
                 ctx.deadline = Instant::now().checked_add(timeout);
             }
+            "grpc-encoding" if value == "gzip" => gzip = true,
             "grpc-encoding" if value != "identity" => {
                 let message =
                     format!("grpc: Decompressor is not installed for grpc-encoding {value:?}");
@@ -116,7 +119,7 @@ fn accept(head: &request::Parts, peer: &Rc<Peer>) -> Result<Ctx, (StatusCode, St
             Status::new(Code::Internal, message),
         ));
     }
-    Ok(ctx)
+    Ok((ctx, gzip))
 }
 
 fn check_content_type(value: &HeaderValue) -> Result<(), (StatusCode, Status)> {
@@ -373,6 +376,8 @@ struct Messages<B> {
     /// Received and not yet split off.
     buffered: Bytes,
     request_bytes_max: usize,
+    /// Whether messages may be compressed.
+    gzip: bool,
 }
 
 impl<B: http_body::Body<Data = Bytes> + Unpin> Messages<B> {
@@ -399,7 +404,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Messages<B> {
             let message = format!("grpc: received message larger than max ({len} vs. {max})");
             return Err(Status::new(Code::ResourceExhausted, message));
         }
-        if compressed == 1 {
+        if compressed == 1 && !self.gzip {
             let message = "grpc: compressed flag set with identity or empty encoding";
             return Err(Status::new(Code::Internal, message));
         }
@@ -407,7 +412,11 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Messages<B> {
             return Ok(None);
         }
         let mut message = self.buffered.split_to(PREFIX_BYTES + len);
-        Ok(Some(message.split_off(PREFIX_BYTES)))
+        let message = message.split_off(PREFIX_BYTES);
+        if compressed == 1 {
+            return unpack(&message, self.request_bytes_max).map(Some);
+        }
+        Ok(Some(message))
     }
 
     fn append(&mut self, data: Bytes) {

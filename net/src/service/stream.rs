@@ -264,9 +264,8 @@ mod tests {
         assert_eq!(poll(replies.send(&big)), Poll::Ready(Ok(())));
         assert_eq!(poll(replies.send(&big)), Poll::Pending);
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(
-            matches!(outbox.borrow_mut().poll_take(&mut cx), Poll::Ready(b) if b.len() > big.blob.len())
-        );
+        let taken = outbox.borrow_mut().poll_take(&mut cx);
+        assert!(matches!(taken, Poll::Ready(bytes) if bytes.len() > big.blob.len()));
         assert_eq!(poll(replies.send(&big)), Poll::Ready(Ok(())));
         outbox.borrow_mut().close();
         assert_eq!(poll(replies.send(&big)), Poll::Ready(Err(Closed)));

@@ -199,9 +199,9 @@ fn refusals_have_grpc_gos_codes_and_texts() {
     let message = "grpc: received message larger than max (101 vs. 100)";
     assert_refused(&call(put_path, &[], &[&prefix_only]), 200, "8", message);
 
-    let message = "grpc: Decompressor is not installed for grpc-encoding \"gzip\"";
+    let message = "grpc: Decompressor is not installed for grpc-encoding \"snappy\"";
     assert_refused(
-        &call(put_path, &[("grpc-encoding", "gzip")], &[&put("k")]),
+        &call(put_path, &[("grpc-encoding", "snappy")], &[&put("k")]),
         200,
         "12",
         message,
@@ -275,4 +275,15 @@ fn timeouts_are_read_as_the_protocol_says() {
     for bad in ["", "S", "123456789S", "1s", "-1S", "+1S", " 1S"] {
         assert!(parse(bad).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_call_is_small_enough_to_be_moved() {
+    let request = http::Request::post("/")
+        .body(Pieces(VecDeque::new()))
+        .unwrap();
+    let (services, peer) = (Rc::new(Echo), Peer::new(""));
+    let call = serve(&services, &peer, 9, request);
+    let bytes = size_of_val(&call);
+    assert!(bytes <= 2048, "{bytes} bytes");
 }

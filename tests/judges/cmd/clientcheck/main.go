@@ -1,0 +1,194 @@
+// Command clientcheck runs named checks of the official Go client (clientv3 and its companions) against a
+// server under test, and against stock etcd so that a check that is wrong itself shows.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"ringkv.dev/judges/internal/mutant"
+	"ringkv.dev/judges/internal/proc"
+	"ringkv.dev/judges/internal/report"
+)
+
+// checkMax bounds one check.
+const checkMax = 20 * time.Second
+
+// unnoticeable are the mutants that need stock beside it: a hash is opaque, leases of others may be any,
+// and the client goes by an error's text.
+var unnoticeable = []string{"hash", "lease-missing", "error-code"}
+
+// progressInterval is the servers' --watch-progress-notify-interval.
+const progressInterval = "200ms"
+
+// check is one named check.
+type check struct {
+	name string
+	run  func(*probe)
+}
+
+var checks = slices.Concat(kvChecks, leaseChecks, watchChecks, concurrencyChecks, wrapperChecks,
+	serviceChecks, restartChecks)
+
+// probe is what a check works with. Its prefix is its own.
+type probe struct {
+	ctx    context.Context
+	cli    *clientv3.Client
+	host   *host
+	prefix string
+}
+
+// failure is how a probe leaves a check.
+type failure struct{ error }
+
+func (p *probe) must(err error) {
+	if err != nil {
+		panic(failure{err})
+	}
+}
+
+// want fails unless got equals wanted.
+func want[T comparable](p *probe, what string, got, wanted T) {
+	if got != wanted {
+		p.must(fmt.Errorf("%s: got %v, want %v", what, got, wanted))
+	}
+}
+
+// wantErr fails unless err is the wanted one.
+func (p *probe) wantErr(err, wanted error) {
+	if !errors.Is(err, wanted) {
+		p.must(fmt.Errorf("got error %v, want %v", err, wanted))
+	}
+}
+
+func ok[T any](p *probe) func(T, error) T {
+	return func(value T, err error) T {
+		p.must(err)
+		return value
+	}
+}
+
+func (p *probe) key(name string) string { return p.prefix + name }
+
+// put writes a key and is its revision.
+func (p *probe) put(name, value string, opts ...clientv3.OpOption) int64 {
+	return ok[*clientv3.PutResponse](p)(p.cli.Put(p.ctx, p.key(name), value, opts...)).Header.Revision
+}
+
+// next is the next item of a channel, within the check's time.
+func next[T any](p *probe, ch <-chan T) T {
+	select {
+	case item, open := <-ch:
+		if !open {
+			p.must(errors.New("channel closed"))
+		}
+		return item
+	case <-p.ctx.Done():
+		p.must(p.ctx.Err())
+	}
+	panic("unreachable")
+}
+
+// host is a running server and the options of its clients.
+type host struct {
+	*proc.Server
+	dial []grpc.DialOption
+}
+
+func (h *host) client(endpoint string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: h.dial,
+	})
+}
+
+func (h *host) run(c check, n int) (err error) {
+	cli, err := h.client(h.Endpoint())
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), checkMax)
+	defer cancel()
+	defer func() {
+		f := recover()
+		if failed, known := f.(failure); known {
+			err = failed.error
+		} else if f != nil {
+			// An answer without what the check looks into, or one the client library cannot take.
+			err = fmt.Errorf("panic: %v\n%s", f, debug.Stack())
+		}
+	}()
+	c.run(&probe{ctx: ctx, cli: cli, host: h, prefix: fmt.Sprintf("%s-%d/", c.name, n)})
+	return nil
+}
+
+func main() {
+	server := flag.String("server", "", "binary under test")
+	stock := flag.String("stock", "bin/etcd", "stock etcd")
+	only := flag.String("run", "", "checks whose name contains this")
+	control := flag.Bool("control", false, "alter the server's answers and pass only if each alteration is noticed")
+	verbose := flag.Bool("v", false, "say how long each check took")
+	var ports proc.Ports
+	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
+	flag.Parse()
+	if *server == "" {
+		*server = *stock
+	}
+	var table report.Table
+	if *control {
+		for _, m := range mutant.All {
+			if slices.Contains(unnoticeable, m.Name) {
+				continue
+			}
+			var noticed report.Table
+			runAll("altered "+m.Name, *server, *only, &ports, m.Options(1), &noticed, *verbose)
+			noticed.Control(m.Name)
+			table.Add(&noticed)
+		}
+		table.Exit()
+	}
+	runAll("stock", *stock, *only, &ports, nil, &table, *verbose)
+	runAll("server", *server, *only, &ports, nil, &table, *verbose)
+	table.Exit()
+}
+
+// runAll runs the checks on a fresh server; with altered answers only up to the first that fails.
+func runAll(label, path, only string, ports *proc.Ports, dial []grpc.DialOption, table *report.Table, verbose bool) {
+	config, err := proc.NewConfig(path, "clientcheck", ports, "--watch-progress-notify-interval="+progressInterval)
+	if err != nil {
+		report.Fatal(err)
+	}
+	defer os.RemoveAll(config.Dir)
+	running, err := proc.Start(config)
+	if err != nil {
+		table.Check(label+": start", err)
+		return
+	}
+	h := &host{running, dial}
+	defer func() { h.Kill() }()
+	for i, c := range checks {
+		if !strings.Contains(c.name, only) {
+			continue
+		}
+		start := time.Now()
+		err := h.run(c, i)
+		table.Check(label+": "+c.name, err)
+		if err != nil && dial != nil {
+			return
+		}
+		if verbose {
+			fmt.Printf("%s: %s %v\n", label, c.name, time.Since(start).Round(time.Millisecond))
+		}
+	}
+}
