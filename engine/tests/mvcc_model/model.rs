@@ -577,13 +577,20 @@ impl Model {
         live.map(|e| (e.main, e.sub)).collect()
     }
 
-    /// What the quota counts once compaction at `compacted` is finished.
+    /// What the quota counts once compaction at `compacted` is finished: it leaves a tombstone of
+    /// that very revision, too.
     pub fn bytes(&self, compacted: i64) -> u64 {
-        let left = self.left(compacted);
+        let newest = self.newest(compacted.max(0) as u64);
+        let left = |e: &Entry| {
+            newest
+                .get(&e.key[..])
+                .is_some_and(|n| (n.main, n.sub) == (e.main, e.sub))
+                && (e.kv.is_some() || e.main as i64 == compacted)
+        };
         let kept = self
             .log
             .iter()
-            .filter(|e| e.main as i64 > compacted || left.contains(&(e.main, e.sub)));
+            .filter(|e| e.main as i64 > compacted || left(e));
         kept.map(|e| e.encoded().len() as u64 + REVISION_OVERHEAD_BYTES)
             .sum()
     }
