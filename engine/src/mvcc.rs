@@ -353,20 +353,9 @@ impl Store {
     /// revisions, on a new store. [`Self::restore_end`] concludes.
     ///
     /// # Errors
-    /// When `kv` is not an encoded KeyValue.
+    /// `Corrupt` when `kv` is not what a change at `rev` writes.
     pub fn restore(&mut self, rev: Revision, tombstone: bool, kv: &[u8]) -> Result<(), ApiError> {
         let fields = Fields::checked(kv).ok_or(ApiError::Corrupt)?;
-        let previous = self.index.get(fields.key).map(|m| m.modified);
-        if tombstone {
-            self.revs
-                .append(rev, true, previous, &Encoder::tombstone(fields.key));
-            let meta = KeyMeta {
-                modified: rev,
-                ..KeyMeta::default()
-            };
-            self.index.upsert(fields.key, meta);
-            return Ok(());
-        }
         let Fields {
             key,
             created,
@@ -375,17 +364,31 @@ impl Store {
             value,
             lease,
         } = fields;
-        let encoder = Encoder::put(key, created, modified, version, value, lease);
-        self.revs.append(rev, false, previous, &encoder);
-        self.index.upsert(
-            key,
-            KeyMeta {
-                modified: rev,
-                created,
-                version,
-                lease,
-            },
-        );
+        let possible = if tombstone {
+            fields
+                == (Fields {
+                    key,
+                    ..Fields::default()
+                })
+        } else {
+            modified == rev.main && version > 0 && (1..=modified).contains(&created)
+        };
+        if !possible {
+            return Err(ApiError::Corrupt);
+        }
+        let meta = KeyMeta {
+            modified: rev,
+            created,
+            version,
+            lease,
+        };
+        let previous = self.index.upsert(key, meta).map(|m| m.modified);
+        let encoder = if tombstone {
+            Encoder::tombstone(key)
+        } else {
+            Encoder::put(key, created, modified, version, value, lease)
+        };
+        self.revs.append(rev, tombstone, previous, &encoder);
         Ok(())
     }
 

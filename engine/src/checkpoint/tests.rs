@@ -622,8 +622,14 @@ fn what_no_writer_writes_is_refused_though_its_checksums_hold() {
     assert_eq!(what(&[unknown]), "an item that cannot be read");
     let mut torn = revisions[0].clone();
     *torn.last_mut().unwrap() = 0xff;
-    let torn = (Revisions, vec![torn]);
-    assert_eq!(what(&[state(), torn]), "a revision that cannot be read");
+    let mut early = revisions[0].clone();
+    early[item::HEAD_BYTES] += 1;
+    let mut deleted = revisions[0].clone();
+    deleted[item::REVISION_HEAD_BYTES - 1] = 1;
+    for bad in [torn, early, deleted] {
+        let bad = (Revisions, vec![bad]);
+        assert_eq!(what(&[state(), bad]), "a revision that cannot be read");
+    }
     let unleased = [(State, vec![meta.clone()]), revs(), end(2, 3)];
     assert_eq!(what(&unleased), "a key of a lease that is not there");
 }

@@ -112,16 +112,16 @@ fn within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
     }
 }
 
-/// TTL and keys of a lease, by its id.
-pub type LeaseRow = (i64, (i64, Vec<Vec<u8>>));
+/// Granted TTL, remaining TTL and keys of a lease, by its id.
+pub type LeaseRow = (i64, (i64, i64, Vec<Vec<u8>>));
 
 #[derive(Clone)]
 pub struct Model {
     log: Vec<Entry>,
     pub revision: u64,
     pub compacted: i64,
-    /// TTL of each lease.
-    leases: BTreeMap<i64, i64>,
+    /// Granted and remaining TTL of each lease.
+    leases: BTreeMap<i64, (i64, i64)>,
     ttl_min: i64,
     alarms: BTreeSet<i32>,
     pub compaction_hashes: Vec<KvHash>,
@@ -181,7 +181,7 @@ impl Model {
         };
         self.leases
             .iter()
-            .map(|(id, ttl)| (*id, (*ttl, keys(*id))))
+            .map(|(id, (ttl, remaining))| (*id, (*ttl, *remaining, keys(*id))))
             .collect()
     }
 
@@ -410,7 +410,7 @@ impl Model {
             return Err(ApiError::LeaseExist);
         }
         let ttl = ttl.max(self.ttl_min);
-        self.leases.insert(id, ttl);
+        self.leases.insert(id, (ttl, 0));
         Ok(ttl)
     }
 
@@ -440,7 +440,9 @@ impl Model {
                 _ => false,
             })
         }
-        if self.alarms.contains(&alarm::CORRUPT) && !matches!(change, Change::Alarm { .. }) {
+        if self.alarms.contains(&alarm::CORRUPT)
+            && !matches!(change, Change::Alarm { .. } | Change::Remaining { .. })
+        {
             return Err(ApiError::Corrupt);
         }
         let grows = match change {
@@ -494,6 +496,12 @@ impl Model {
             Change::Expire { ids, fenced } => {
                 for id in ids.iter().filter(|_| !fenced) {
                     let _ = self.revoke(*id);
+                }
+                Outcome::Done
+            }
+            Change::Remaining { id, ttl } => {
+                if let Some((granted, remaining)) = self.leases.get_mut(id) {
+                    *remaining = (*ttl).clamp(0, *granted);
                 }
                 Outcome::Done
             }
@@ -569,13 +577,20 @@ impl Model {
         live.map(|e| (e.main, e.sub)).collect()
     }
 
-    /// What the quota counts once compaction at `compacted` is finished.
+    /// What the quota counts once compaction at `compacted` is finished: it leaves a tombstone of
+    /// that very revision, too.
     pub fn bytes(&self, compacted: i64) -> u64 {
-        let left = self.left(compacted);
+        let newest = self.newest(compacted.max(0) as u64);
+        let left = |e: &Entry| {
+            newest
+                .get(&e.key[..])
+                .is_some_and(|n| (n.main, n.sub) == (e.main, e.sub))
+                && (e.kv.is_some() || e.main as i64 == compacted)
+        };
         let kept = self
             .log
             .iter()
-            .filter(|e| e.main as i64 > compacted || left.contains(&(e.main, e.sub)));
+            .filter(|e| e.main as i64 > compacted || left(e));
         kept.map(|e| e.encoded().len() as u64 + REVISION_OVERHEAD_BYTES)
             .sum()
     }

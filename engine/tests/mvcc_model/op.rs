@@ -1,7 +1,7 @@
 //! Random commands, owned, and what of the engine they become.
 
 use proptest::prelude::*;
-use ringkv_engine::command::{self, TxnOp};
+use ringkv_engine::command::{self, Command, TxnOp};
 use ringkv_engine::mvcc::range::{order, target};
 
 #[derive(Clone, Debug, Default)]
@@ -175,19 +175,59 @@ pub enum Change {
     Grant { id: i64, ttl: i64 },
     Revoke { id: i64 },
     Expire { ids: Vec<i64>, fenced: bool },
+    Remaining { id: i64, ttl: i64 },
     Alarm { action: i32, alarm: i32 },
+}
+
+impl Change {
+    /// At the store's current revision.
+    pub fn command(&self, revision: u64) -> Command<'_> {
+        match self {
+            Self::Put(put) => Command::Put(put.command()),
+            Self::Delete(delete) => Command::DeleteRange(delete.command()),
+            Self::Txn(txn) => Command::Txn(txn.command()),
+            Self::Compact { back } => Command::Compact {
+                revision: revision as i64 - back,
+            },
+            Self::Grant { id, ttl } => Command::LeaseGrant { id: *id, ttl: *ttl },
+            Self::Revoke { id } => Command::LeaseRevoke { id: *id },
+            Self::Expire { ids, fenced } => Command::LeaseExpire {
+                ids: ids.clone(),
+                term: crate::TERM - u64::from(*fenced),
+            },
+            Self::Remaining { id, ttl } => Command::LeaseCheckpoint {
+                remaining: vec![(*id, *ttl)],
+            },
+            Self::Alarm { action, alarm } => Command::Alarm {
+                action: *action,
+                member: 1,
+                alarm: *alarm,
+            },
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub enum Step {
     Change(Change),
+    /// One whose result nobody here waits for.
+    Unwanted(Change),
     Publish,
-    Slice { floor: bool },
+    Slice {
+        floor: bool,
+    },
     Range(Query),
     Read(Transaction),
-    Resume { nth: usize, budget: usize },
-    Hash { back: i64 },
-    ResumeHash { budget: usize },
+    Resume {
+        nth: usize,
+        budget: usize,
+    },
+    Hash {
+        back: i64,
+    },
+    ResumeHash {
+        budget: usize,
+    },
 }
 
 /// Ten at most: beyond twelve, Go's sort is not stable, and the model's is (`mvcc/sort.rs` is tested
@@ -330,6 +370,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => id().prop_map(|id| Change::Revoke { id }),
         1 => (prop::collection::vec(id(), 1..3), rarely())
             .prop_map(|(ids, fenced)| Change::Expire { ids, fenced }),
+        1 => (id(), -1..12i64).prop_map(|(id, ttl)| Change::Remaining { id, ttl }),
         1 => (alarm, 0..4u8).prop_map(|((action, alarm), often)| {
             // Mostly the alarms end.
             let action = if often > 0 && action == 1 { 2 } else { action };
@@ -341,7 +382,8 @@ fn change() -> impl Strategy<Value = Change> {
 pub fn step() -> impl Strategy<Value = Step> {
     let read = transaction(query_within().prop_map(Op::Range).boxed());
     prop_oneof![
-        12 => change().prop_map(Step::Change),
+        10 => change().prop_map(Step::Change),
+        2 => change().prop_map(Step::Unwanted),
         4 => Just(Step::Publish),
         4 => any::<bool>().prop_map(|floor| Step::Slice { floor }),
         6 => query().prop_map(Step::Range),
