@@ -797,7 +797,7 @@ fn the_value_before_is_that_of_the_revision_before() {
     // One transaction may put a key and then delete a range with it.
     store.write(&[(b"k", Some(b"2")), (b"k", None)]);
     let taken = take_all(&mut shard, &store, stream);
-    let events = &taken.last().unwrap().events;
+    let events: Vec<&Bytes> = taken.iter().flat_map(|r| &r.events).collect();
     assert_eq!(events.len(), 2);
     let old = store.snapshot.get(Revision::new(2, 0)).unwrap().kv;
     for event in events {
