@@ -104,7 +104,14 @@ func next[T any](p *probe, ch <-chan T) T {
 // host is a running server and the options of its clients.
 type host struct {
 	*proc.Server
+	*tools
 	dial []grpc.DialOption
+}
+
+// tools are the paths and ports of what a check starts besides.
+type tools struct {
+	stock, etcdutl string
+	ports          proc.Ports
 }
 
 func (h *host) client(endpoint string) (*clientv3.Client, error) {
@@ -138,7 +145,9 @@ func (h *host) run(c check, n int) (err error) {
 
 func main() {
 	server := flag.String("server", "", "binary under test")
-	stock := flag.String("stock", "bin/etcd", "stock etcd")
+	var with tools
+	flag.StringVar(&with.stock, "stock", "bin/etcd", "stock etcd")
+	flag.StringVar(&with.etcdutl, "etcdutl", "bin/etcdutl", "stock etcdutl")
 	only := flag.String("run", "", "checks whose name contains this")
 	control := flag.Bool(
 		"control",
@@ -146,11 +155,10 @@ func main() {
 		"alter the server's answers and pass only if each alteration is noticed",
 	)
 	verbose := flag.Bool("v", false, "say how long each check took")
-	var ports proc.Ports
-	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
+	flag.IntVar(&with.ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
 	flag.Parse()
 	if *server == "" {
-		*server = *stock
+		*server = with.stock
 	}
 	var table report.Table
 	if *control {
@@ -159,21 +167,21 @@ func main() {
 				continue
 			}
 			var noticed report.Table
-			runAll("altered "+m.Name, *server, *only, &ports, m.Options(1), &noticed, *verbose)
+			runAll("altered "+m.Name, *server, *only, &with, m.Options(1), &noticed, *verbose)
 			noticed.Control(m.Name)
 			table.Add(&noticed)
 		}
 		table.Exit()
 	}
-	runAll("stock", *stock, *only, &ports, nil, &table, *verbose)
-	runAll("server", *server, *only, &ports, nil, &table, *verbose)
+	runAll("stock", with.stock, *only, &with, nil, &table, *verbose)
+	runAll("server", *server, *only, &with, nil, &table, *verbose)
 	table.Exit()
 }
 
 // runAll runs the checks on a fresh server; with altered answers only up to the first that fails.
 func runAll(
 	label, path, only string,
-	ports *proc.Ports,
+	with *tools,
 	dial []grpc.DialOption,
 	table *report.Table,
 	verbose bool,
@@ -181,7 +189,7 @@ func runAll(
 	config, err := proc.NewConfig(
 		path,
 		"clientcheck",
-		ports,
+		&with.ports,
 		"--watch-progress-notify-interval="+progressInterval,
 	)
 	if err != nil {
@@ -193,7 +201,7 @@ func runAll(
 		table.Check(label+": start", err)
 		return
 	}
-	h := &host{running, dial}
+	h := &host{running, with, dial}
 	defer func() { h.Kill() }()
 	for i, c := range checks {
 		if !strings.Contains(c.name, only) {
