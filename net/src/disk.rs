@@ -14,9 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use glommio::io::{DmaFile, OpenOptions as DmaOptions};
-use ringkv_engine::io::{
-    AlignedBuf, Disk, DiskError, DiskErrorKind, DiskOp, SegmentId, WriteFrame,
-};
+use ringkv_engine::io::{Disk, DiskError, DiskErrorKind, DiskOp, SegmentId, WriteFrame};
 use ringkv_engine::limits::format::BLOCK_BYTES;
 use rustix::fs::OFlags;
 
@@ -25,7 +23,7 @@ const ZERO_PIECE_BYTES: usize = 1 << 20;
 /// Segment files kept open: the one being filled and the one before it, whose frames may fly.
 const OPEN_FILES_MAX: usize = 3;
 /// Writes with which a sync mode is measured.
-const PROBE_WRITES: u32 = 12;
+const PROBE_WRITES: usize = 12;
 
 /// Files of one data dir, blocking.
 #[derive(Clone, Debug)]
@@ -161,51 +159,55 @@ pub enum SyncMode {
     Unsafe,
 }
 
-/// Measures on this device which of the two durable modes is faster. A file of a few blocks is made
-/// and removed.
+/// Measures which of the two durable modes is faster, on this device and through this executor: the
+/// kernel completes them on different threads. A file of a few blocks is made and removed.
+///
+/// O_DSYNC must win clearly, as it does where the device writes through its cache by itself (FUA):
+/// elsewhere its flush waits for a kernel worker, for milliseconds when the cores are busy.
 ///
 /// # Errors
 /// The device's.
-pub fn probe_sync_mode(root: &Path) -> io::Result<SyncMode> {
+pub async fn probe_sync_mode(root: &Path) -> io::Result<SyncMode> {
     let path = root.join("sync-probe");
-    fs::write(&path, vec![0; BLOCK_BYTES * PROBE_WRITES as usize])?;
-    let measure = |dsync: bool| -> io::Result<Duration> {
-        let flags = if dsync {
-            OFlags::DIRECT | OFlags::DSYNC
-        } else {
-            OFlags::DIRECT
-        };
-        let mut options = OpenOptions::new();
-        options.write(true);
-        // A file system without O_DIRECT is measured without.
-        let file = options
-            .clone()
-            .custom_flags(flags.bits().cast_signed())
-            .open(&path)
-            .or_else(|_| {
-                options
-                    .custom_flags((flags - OFlags::DIRECT).bits().cast_signed())
-                    .open(&path)
-            })?;
-        file.sync_all()?;
-        let block = AlignedBuf::zeroed(BLOCK_BYTES);
-        let start = Instant::now();
-        for i in 0..PROBE_WRITES {
-            file.write_all_at(block.as_slice(), u64::from(i) * BLOCK_BYTES as u64)?;
-            if !dsync {
-                file.sync_data()?;
-            }
-        }
-        Ok(start.elapsed())
-    };
-    let (dsync, fdatasync) = (measure(true)?, measure(false)?);
+    fs::write(&path, vec![0; BLOCK_BYTES * PROBE_WRITES])?;
+    let dsync = median_write(&path, SyncMode::Dsync).await?;
+    let fdatasync = median_write(&path, SyncMode::Fdatasync).await?;
     fs::remove_file(&path)?;
-    // One call instead of two: a tie goes to O_DSYNC.
-    Ok(if dsync <= fdatasync + fdatasync / 8 {
+    Ok(if dsync < fdatasync * 3 / 4 {
         SyncMode::Dsync
     } else {
         SyncMode::Fdatasync
     })
+}
+
+async fn median_write(path: &Path, mode: SyncMode) -> io::Result<Duration> {
+    let file = open_durable(path, mode).await?;
+    file.fdatasync().await?;
+    let mut took = Vec::with_capacity(PROBE_WRITES);
+    for i in 0..PROBE_WRITES {
+        let mut block = file.alloc_dma_buffer(BLOCK_BYTES);
+        block.as_bytes_mut().fill(0);
+        let start = Instant::now();
+        file.write_at(block, (i * BLOCK_BYTES) as u64).await?;
+        if mode == SyncMode::Fdatasync {
+            file.fdatasync().await?;
+        }
+        took.push(start.elapsed());
+    }
+    file.close().await?;
+    took.sort_unstable();
+    Ok(took[PROBE_WRITES / 2])
+}
+
+async fn open_durable(path: &Path, mode: SyncMode) -> glommio::Result<DmaFile, ()> {
+    let flags = if mode == SyncMode::Dsync {
+        OFlags::DSYNC
+    } else {
+        OFlags::empty()
+    };
+    let mut options = DmaOptions::new();
+    options.write(true).custom_flags(flags.bits().cast_signed());
+    options.dma_open(path).await
 }
 
 /// Writes frames of the WAL, durably, on the executor it was made on.
@@ -258,14 +260,8 @@ impl FrameWriter {
         if let Some((_, file)) = self.open.borrow().iter().find(|(id, _)| *id == segment) {
             return Ok(Rc::clone(file));
         }
-        let flags = if self.mode == SyncMode::Dsync {
-            OFlags::DSYNC
-        } else {
-            OFlags::empty()
-        };
-        let mut options = DmaOptions::new();
-        options.write(true).custom_flags(flags.bits().cast_signed());
-        let file = Rc::new(options.dma_open(self.root.join(segment.name())).await?);
+        let opened = open_durable(&self.root.join(segment.name()), self.mode).await?;
+        let file = Rc::new(opened);
         let mut open = self.open.borrow_mut();
         if let Some((_, file)) = open.iter().find(|(id, _)| *id == segment) {
             // Another frame of the segment was faster.

@@ -7,7 +7,7 @@
 
 use core::sync::atomic::AtomicUsize;
 use core::time::Duration;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
@@ -78,8 +78,7 @@ fn serve(config: &Config) -> Result<(), String> {
     }
     let limits = Limits::PRODUCTION;
     let launched = launch(config, data_dir.path(), limits)?;
-    let sync_mode = sync_mode(config, &data_dir)?;
-    let shards = start(config, &data_dir, &ports, launched, sync_mode)?;
+    let shards = start(config, &data_dir, &ports, launched)?;
     log::info!(
         "ready to serve client requests",
         "data-dir" => data_dir.path().display().to_string(),
@@ -98,11 +97,12 @@ fn serve(config: &Config) -> Result<(), String> {
     stop(shards)
 }
 
-fn sync_mode(config: &Config, data_dir: &DataDir) -> Result<SyncMode, String> {
-    let mode = if config.unsafe_no_fsync {
+async fn sync_mode(data_dir: &Path, unsafe_no_fsync: bool) -> Result<SyncMode, String> {
+    let mode = if unsafe_no_fsync {
         SyncMode::Unsafe
     } else {
-        probe_sync_mode(data_dir.path())
+        probe_sync_mode(data_dir)
+            .await
             .map_err(|error| format!("cannot measure the data directory's device: {error}"))?
     };
     log::info!("log writes are made durable", "by" => format!("{mode:?}"));
@@ -200,7 +200,7 @@ struct Home {
     ends: Vec<HomeEnds>,
     ports: Vec<Port>,
     data_dir: PathBuf,
-    sync_mode: SyncMode,
+    unsafe_no_fsync: bool,
     heartbeat: Duration,
     name: String,
     client_urls: Vec<String>,
@@ -214,7 +214,6 @@ fn start(
     data_dir: &DataDir,
     ports: &[Port],
     launched: Launched,
-    sync_mode: SyncMode,
 ) -> Result<Vec<Running>, String> {
     let cores = available_parallelism().map_or(1, core::num::NonZero::get);
     let count = config.shards.unwrap_or(cores).clamp(1, 256);
@@ -237,7 +236,7 @@ fn start(
         ends: home_ends,
         ports: ports.to_vec(),
         data_dir: data_dir.path().to_owned(),
-        sync_mode,
+        unsafe_no_fsync: config.unsafe_no_fsync,
         heartbeat: config.heartbeat_interval,
         name: config.name.clone(),
         client_urls: config
@@ -399,7 +398,14 @@ async fn run_home(
         spawn(seq::pump(Rc::clone(&mailbox), to_shard));
         outlets.push(Outlet::Remote(mailbox));
     }
-    let writer = FrameWriter::new(&home.data_dir, home.sync_mode);
+    let sync_mode = match sync_mode(&home.data_dir, home.unsafe_no_fsync).await {
+        Ok(mode) => mode,
+        Err(reason) => {
+            let _ = ready.send(Err(reason));
+            return;
+        }
+    };
+    let writer = FrameWriter::new(&home.data_dir, sync_mode);
     let driver = Driver::new(
         home.sequencer,
         outlets,
