@@ -30,8 +30,9 @@ use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, 
 use crate::node::Node;
 use crate::read::Reads;
 
-/// Room of the open frame kept for entries of raft's and our own making, bytes.
-const FRAME_RESERVE_BYTES: usize = 32 << 10;
+/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth of
+/// the frame.
+const FRAME_RESERVE_BYTES_MAX: usize = 32 << 10;
 
 /// What happens to the sequencer.
 #[derive(Debug)]
@@ -318,7 +319,8 @@ impl Sequencer {
         for record in command::batch_records(batch) {
             bytes += record_bytes(record.len());
         }
-        if bytes + FRAME_RESERVE_BYTES > self.wal.open_room() {
+        let reserve = FRAME_RESERVE_BYTES_MAX.min(self.limits.frame_bytes_max / 8);
+        if bytes + reserve > self.wal.open_room() {
             return;
         }
         let batch = self.pending.pop_front().expect("seen");
