@@ -30,8 +30,9 @@ use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, 
 use crate::node::Node;
 use crate::read::Reads;
 
-/// Room of the open frame kept for entries of raft's and our own making, bytes.
-const FRAME_RESERVE_BYTES: usize = 32 << 10;
+/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth of
+/// the frame.
+const FRAME_RESERVE_BYTES_MAX: usize = 32 << 10;
 
 /// What happens to the sequencer.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ pub struct Identity {
     pub start: u32,
 }
 
-/// A keepalive that waits for the outcome of an entry in the log.
+/// Who waits for an answer about a lease.
 type Parked = (ShardId, u64);
 
 /// See the module.
@@ -146,7 +147,11 @@ pub struct Sequencer {
     /// Readys whose entries are in frames up to this LSN.
     unflushed: VecDeque<(u64, Lsn)>,
     reads: Reads,
+    /// Keepalives that wait for the outcome of an entry in the log.
     parked: BTreeMap<LeaseId, Vec<Parked>>,
+    /// Questions that came before the clocks run, that is before all of the log is applied: what is
+    /// known of leases until then may be long past.
+    early: Vec<(Parked, LeaseAsk)>,
     lease_changes_seen: u64,
     /// Index of the last expiry or checkpoint of leases proposed.
     lease_proposal: Index,
@@ -188,6 +193,7 @@ impl Sequencer {
             unflushed: VecDeque::new(),
             reads: Reads::default(),
             parked: BTreeMap::new(),
+            early: Vec::new(),
             lease_changes_seen: 0,
             lease_proposal: 0,
             term: 0,
@@ -282,6 +288,11 @@ impl Sequencer {
                 .trim(self.machine.applied(), self.limits.raft_tail_bytes_max);
         }
         self.retry_parked(now_ms, actions);
+        if self.machine.lessor.is_primary() {
+            for (waiter, ask) in core::mem::take(&mut self.early) {
+                self.lease(now_ms, waiter, ask, actions);
+            }
+        }
         while let Some(frame) = self.wal.submit() {
             actions.frames.push(frame);
         }
@@ -318,7 +329,8 @@ impl Sequencer {
         for record in command::batch_records(batch) {
             bytes += record_bytes(record.len());
         }
-        if bytes + FRAME_RESERVE_BYTES > self.wal.open_room() {
+        let reserve = FRAME_RESERVE_BYTES_MAX.min(self.limits.frame_bytes_max / 8);
+        if bytes + reserve > self.wal.open_room() {
             return;
         }
         let batch = self.pending.pop_front().expect("seen");
@@ -490,6 +502,13 @@ impl Sequencer {
 
     fn lease(&mut self, now_ms: u64, waiter: Parked, ask: LeaseAsk, actions: &mut Actions) {
         let lessor = &self.machine.lessor;
+        if !lessor.is_primary() {
+            if self.early.len() < self.limits.shard_requests_max {
+                return self.early.push((waiter, ask));
+            }
+            let refused = LeaseAnswer::Failed(ApiError::NoLeader);
+            return actions.leases.push((waiter.0, waiter.1, refused));
+        }
         let answer = match ask {
             LeaseAsk::KeepAlive(id) => {
                 return self.keep_alive(now_ms, id, waiter, actions);

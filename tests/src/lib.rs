@@ -1,1 +1,3 @@
 //! Support code shared by the black-box and simulation tests.
+
+pub mod sim;
