@@ -1,7 +1,7 @@
 //! What a member is before its first entry: ids as etcd computes them.
 //!
-//! A member's id is the first 8 bytes of a SHA-1 over its peer URLs, sorted and joined, and the cluster
-//! token; the cluster's id likewise over the member ids in order.
+//! A member's id is the first 8 bytes of a SHA-1 over its peer URLs, sorted and joined, and the
+//! cluster token; the cluster's id likewise over the member ids in order.
 
 use ringkv_engine::types::MemberId;
 use sha1::{Digest, Sha1};

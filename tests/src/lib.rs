@@ -1,1 +1,2 @@
 //! Support code shared by the black-box and simulation tests.
+#![forbid(unsafe_code)]
