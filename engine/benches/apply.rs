@@ -2,8 +2,8 @@
 //! and the View published once a batch.
 //!
 //! `cargo bench -p ringkv-engine --bench apply`; an iteration is one batch. Keys of 32 B come in no
-//! order, values have 256 B. "new keys" starts from an empty machine, "overwrites" from one that has
-//! all keys once. Not measured: encoding the record (the shard's work) and the log's.
+//! order, values have 256 B. "new keys" starts from an empty machine, "overwrites" from one that
+//! has all keys once. Not measured: encoding the record (the shard's work) and the log's.
 
 #![allow(missing_docs, reason = "criterion's macros")]
 

@@ -29,6 +29,10 @@ use range::Span;
 /// Hashes of past compactions that HashKV still answers with (etcd: 10).
 const HASHES_MAX: usize = 10;
 
+/// What the quota counts for a store without revisions, bytes: etcdctl divides by the size it is
+/// told, and etcd's own is never 0.
+const EMPTY_BYTES: u64 = 16 << 10;
+
 /// The store as of one applied batch: immutable, shared by all cores.
 pub struct View {
     /// Main revision; 1 while nothing was ever written.
@@ -181,7 +185,7 @@ impl Store {
             compacted: -1,
             pruned: -1,
             applied: 0,
-            bytes: 0,
+            bytes: EMPTY_BYTES,
             hashes: Arc::from([]),
             revs: revs.snapshot(1),
             root,
@@ -220,7 +224,7 @@ impl Store {
     /// What the quota counts, bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.revs.bytes()
+        EMPTY_BYTES + self.revs.bytes()
     }
 
     /// All revisions up to the current one, immutable from now on.
@@ -261,12 +265,13 @@ impl Store {
 
     /// Publishes all that was written since the last call as one View (I5).
     pub fn publish(&mut self, applied: types::Index) {
+        let bytes = self.bytes();
         let view = |root| View {
             revision: self.revision,
             compacted: self.compacted,
             pruned: self.pruned,
             applied,
-            bytes: self.revs.bytes(),
+            bytes,
             hashes: Arc::clone(&self.hashes),
             revs: self.revs.snapshot(self.revision),
             root,

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use std::time::Instant;
 use glommio::Task;
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
 
 use crate::config::Config;
@@ -27,6 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a killed server's listeners may stay.
 const GHOST_PATIENCE: Duration = Duration::from_secs(2);
 const GHOST_PAUSE: Duration = Duration::from_millis(5);
+/// How long a listener may take to answer when it is looked for.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
 /// A few turns of an executor's ring.
 const RING_TURN: Duration = Duration::from_millis(2);
 /// Connections that stay on the sequencer's core before others get any.
@@ -85,7 +88,27 @@ impl Port {
             sockopt::set_socket_reuseaddr(&probe, true)?;
             bind(&probe, &self.address)
         };
-        probe().map_err(|errno| self.bind_error(errno.into()))
+        match probe() {
+            // Connections that a killed server left half closed hold the port against this bind,
+            // but not against one that shares it.
+            Err(Errno::ADDRINUSE) if !self.is_listening() => Ok(()),
+            result => result.map_err(|errno| self.bind_error(errno.into())),
+        }
+    }
+
+    /// Whether a connection to the address is taken.
+    fn is_listening(&self) -> bool {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            });
+        }
+        let connected = std::net::TcpStream::connect_timeout(&address, CONNECT_PATIENCE);
+        // The kernel may have picked this very port for our end, and joined the two.
+        connected.is_ok_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok())
     }
 
     /// Go's text for a failed bind.

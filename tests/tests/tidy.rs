@@ -101,7 +101,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
 const LONG_FILES: &[(&str, usize)] = &[
     ("engine/src/wal.rs", 647),
     ("engine/src/wal/recover.rs", 634),
-    ("engine/src/watch/tests.rs", 1013),
+    ("engine/src/watch/tests.rs", 1026),
 ];
 
 /// Hosts that the tree names.

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::revtable::kv::{Encoder, Small};
+use crate::revtable::kv::{Encoder, Fields, Small};
 use crate::revtable::{Record, RevSnapshot};
 
 const TYPE_DELETE: [u8; 2] = [0x08, 0x01];
@@ -56,10 +56,14 @@ impl<'a> Event<'a> {
 }
 
 /// The key's KeyValue as a read at the main revision before the change would find it: not what the
-/// same transaction put before it deleted a range.
+/// same transaction put before it deleted a range, and, as in etcd, nothing for a change that
+/// creates the key, even if the same transaction deleted it first.
 fn previous<'r>(record: &Record<'_>, revs: &'r RevSnapshot, compacted: i64) -> Option<&'r [u8]> {
     let main = record.revision.main;
     if !i64::try_from(main).is_ok_and(|main| main > compacted) {
+        return None;
+    }
+    if !record.tombstone && Fields::of(record.kv).created == main {
         return None;
     }
     let before = revs.get(revs.at_or_before(record.revision, main - 1)?)?;

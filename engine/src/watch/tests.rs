@@ -795,14 +795,27 @@ fn the_value_before_is_that_of_the_revision_before() {
     };
     shard.create(stream, &request, &store.published());
     // One transaction may put a key and then delete a range with it.
-    store.write(&[(b"k", Some(b"2")), (b"k", None)]);
+    let old = Revision::new(2, 0);
+    let put = Encoder::put(b"k", 2, 3, 2, b"2", 0);
+    store
+        .table
+        .append(Revision::new(3, 0), false, Some(old), &put);
+    let deleted = Encoder::tombstone(b"k");
+    let last = Revision::new(3, 1);
+    store
+        .table
+        .append(last, true, Some(Revision::new(3, 0)), &deleted);
+    let created = Encoder::put(b"k", 3, 3, 1, b"3", 0);
+    store
+        .table
+        .append(Revision::new(3, 2), false, Some(last), &created);
+    store.revision = 3;
+    store.snapshot = store.table.snapshot(3);
     let taken = take_all(&mut shard, &store, stream);
     let events: Vec<&Bytes> = taken.iter().flat_map(|r| &r.events).collect();
-    assert_eq!(events.len(), 2);
-    let old = store.snapshot.get(Revision::new(2, 0)).unwrap().kv;
-    for event in events {
-        assert!(event.ends_with(old), "{event:?}");
-    }
+    let old = store.snapshot.get(old).unwrap().kv;
+    let with_old: Vec<bool> = events.iter().map(|event| event.ends_with(old)).collect();
+    assert_eq!(with_old, [true, true, false]);
 }
 
 #[test]

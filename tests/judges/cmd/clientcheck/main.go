@@ -105,8 +105,15 @@ func next[T any](p *probe, ch <-chan T) T {
 // host is a running server, the options of its clients and what they met left out.
 type host struct {
 	*proc.Server
+	*tools
 	dial []grpc.DialOption
 	seen notyet.Seen
+}
+
+// tools are the paths and ports of what a check starts besides.
+type tools struct {
+	stock, etcdutl string
+	ports          proc.Ports
 }
 
 func (h *host) client(endpoint string) (*clientv3.Client, error) {
@@ -140,7 +147,9 @@ func (h *host) run(c check, n int) (err error) {
 
 func main() {
 	server := flag.String("server", "", "binary under test")
-	stock := flag.String("stock", "bin/etcd", "stock etcd")
+	var with tools
+	flag.StringVar(&with.stock, "stock", "bin/etcd", "stock etcd")
+	flag.StringVar(&with.etcdutl, "etcdutl", "bin/etcdutl", "stock etcdutl")
 	only := flag.String("run", "", "checks whose name contains this")
 	control := flag.Bool(
 		"control",
@@ -149,18 +158,17 @@ func main() {
 	)
 	list := flag.String("not-yet", "not-yet.txt", "RPCs that the server may leave out")
 	verbose := flag.Bool("v", false, "say how long each check took")
-	var ports proc.Ports
-	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
+	flag.IntVar(&with.ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
 	flag.Parse()
 	if *server == "" {
-		*server = *stock
+		*server = with.stock
 	}
-	missing, err := notyet.Load(*list, *server, *stock)
+	missing, err := notyet.Load(*list, *server, with.stock)
 	if err != nil {
 		report.Fatal(err)
 	}
 	var table report.Table
-	r := run{only: *only, ports: &ports, verbose: *verbose}
+	r := run{with: &with, only: *only, verbose: *verbose}
 	if *control {
 		for _, m := range mutant.All {
 			if slices.Contains(unnoticeable, m.Name) {
@@ -173,15 +181,15 @@ func main() {
 		}
 		table.Exit()
 	}
-	r.all("stock", *stock, nil, nil, &table)
+	r.all("stock", with.stock, nil, nil, &table)
 	r.all("server", *server, missing, nil, &table)
 	table.Exit()
 }
 
 // run is what the flags say of all servers.
 type run struct {
+	with    *tools
 	only    string
-	ports   *proc.Ports
 	verbose bool
 }
 
@@ -195,7 +203,7 @@ func (r *run) all(
 	config, err := proc.NewConfig(
 		path,
 		"clientcheck",
-		r.ports,
+		&r.with.ports,
 		"--watch-progress-notify-interval="+progressInterval,
 	)
 	if err != nil {
@@ -207,7 +215,7 @@ func (r *run) all(
 		table.Check(label+": start", err)
 		return
 	}
-	h := &host{Server: running, dial: dial}
+	h := &host{Server: running, tools: r.with, dial: dial}
 	defer func() { h.Kill() }()
 	for i, c := range checks {
 		if !strings.Contains(c.name, r.only) {

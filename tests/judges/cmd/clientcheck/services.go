@@ -3,16 +3,24 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"ringkv.dev/judges/internal/proc"
 )
 
 var serviceChecks = []check{
 	{"maintenance", maintenance},
 	{"snapshot", snapshotSum},
+	{"snapshot-restored-by-stock", snapshotRestored},
 	{"members", members},
 	{"health-service", healthService},
 	{"lock-service", lockService},
@@ -44,6 +52,51 @@ func snapshotSum(p *probe) {
 	body, tail := all[:len(all)-sha256.Size], all[len(all)-sha256.Size:]
 	sum := sha256.Sum256(body)
 	want(p, "sum", bytes.Equal(sum[:], tail), true)
+}
+
+// snapshotRestored: stock etcdutl restores what the server streamed, stock etcd serves it: same revision, same
+// hash, same keys.
+func snapshotRestored(p *probe) {
+	p.put("k", "1")
+	p.put("gone", "x", clientv3.WithLease(p.grant(1000)))
+	must(p.cli.Delete(p.ctx, p.key("gone")))
+	rev := p.put("k", "2")
+	config := must(proc.NewConfig(p.host.stock, "restored", &p.host.ports))
+	defer os.RemoveAll(config.Dir)
+	file := filepath.Join(config.Dir, "snapshot.db")
+	stream := must(p.cli.Snapshot(p.ctx))
+	p.must(os.WriteFile(file, must(io.ReadAll(stream)), 0o600))
+	status := must(
+		exec.CommandContext(p.ctx, p.host.etcdutl, "snapshot", "status", file, "-w", "json").Output(),
+	)
+	want(
+		p,
+		"status has the revision",
+		bytes.Contains(status, fmt.Appendf(nil, `"revision":%d,`, rev)),
+		true,
+	)
+	peer := fmt.Sprintf("http://127.0.0.1:%d", config.PeerPort)
+	restore := exec.CommandContext(p.ctx, p.host.etcdutl, "snapshot", "restore", file,
+		"--data-dir="+config.DataDir(), "--name=judged", "--initial-cluster=judged="+peer,
+		"--initial-advertise-peer-urls="+peer, "--initial-cluster-token=judges")
+	if out, err := restore.CombinedOutput(); err != nil {
+		p.must(fmt.Errorf("%w: %s", err, out))
+	}
+	restored := must(proc.Start(config))
+	defer restored.Kill()
+	cli := must(p.host.client(config.Endpoint()))
+	defer cli.Close()
+	kept := must(cli.Get(p.ctx, p.prefix, clientv3.WithPrefix()))
+	want(p, "revision", kept.Header.Revision, rev)
+	want(p, "keys", kept.Count, 1)
+	want(p, "value", string(kept.Kvs[0].Value), "2")
+	before, after := must(
+		p.cli.HashKV(p.ctx, p.host.Endpoint(), rev),
+	), must(
+		cli.HashKV(p.ctx, config.Endpoint(), rev),
+	)
+	want(p, "hash", after.Hash, before.Hash)
+	want(p, "compact revision", after.CompactRevision, before.CompactRevision)
 }
 
 func members(p *probe) {

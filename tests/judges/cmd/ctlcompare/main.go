@@ -77,7 +77,8 @@ type judge struct {
 func (j *judge) run(stock, server string, ports *proc.Ports, steps []step, table *report.Table) error {
 	var sides []*side
 	for i, path := range []string{stock, server} {
-		config, err := proc.NewConfig(path, []string{"stock", "server"}[i], ports)
+		config, err := proc.NewConfig(path, []string{"stock", "server"}[i], ports,
+			"--watch-progress-notify-interval=200ms")
 		if err != nil {
 			return err
 		}

@@ -202,6 +202,7 @@ func (o *options) start(flags []string, extra []grpc.DialOption) (*lockstep.Pair
 		}
 		server, err := proc.Start(config)
 		if err != nil {
+			os.RemoveAll(config.Dir)
 			return nil, err
 		}
 		side, err := lockstep.Dial(name, config.Endpoint(), extra...)
