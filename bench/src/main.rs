@@ -7,6 +7,8 @@
 //! (figures of a run), `compare` (two servers in turn), `args`.
 //! Not here: watches, leases, transactions, TLS, authentication.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod compare;
 mod cpus;

@@ -1,5 +1,5 @@
-//! Cost of the index: upserts in batches that are published, lookups, scans, counts, pins, bulk load;
-//! and, printed first, its bytes for each key.
+//! Cost of the index: upserts in batches that are published, lookups, scans, counts, pins, bulk
+//! load; and, printed first, its bytes for each key.
 //!
 //! `cargo bench -p ringkv-engine --bench index`
 

@@ -1,5 +1,5 @@
-//! The WAL's cost on the hot path: 64 records of 300 B appended, checksummed and closed into a frame.
-//! And recovery's: bytes of log verified per second, from memory.
+//! The WAL's cost on the hot path: 64 records of 300 B appended, checksummed and closed into a
+//! frame. And recovery's: bytes of log verified per second, from memory.
 
 use std::hint::black_box;
 

@@ -4,9 +4,9 @@
 //! bytes enter (network, disk); read in place ever after. The layout is our on-disk format: rkyv's
 //! version is pinned and the golden test below holds the bytes.
 //!
-//! A record is one archive of [`Envelope`]; a shard's batch is a sequence of length-prefixed records
-//! ([`BatchWriter`], [`batch_records`]). Records hold no time and no random number: what apply does
-//! with one is a pure function of it and the state (I8).
+//! A record is one archive of [`Envelope`]; a shard's batch is a sequence of length-prefixed
+//! records ([`BatchWriter`], [`batch_records`]). Records hold no time and no random number: what
+//! apply does with one is a pure function of it and the state (I8).
 #![allow(
     missing_docs,
     reason = "the derive writes resolvers without any; all we write has its own"
@@ -167,7 +167,10 @@ pub struct Range<'a> {
 #[derive(Archive, Serialize)]
 #[rkyv(
     attr(allow(missing_docs)),
-    serialize_bounds(__S: rkyv::ser::Writer + rkyv::ser::Allocator, __S::Error: rkyv::rancor::Source),
+    serialize_bounds(
+        __S: rkyv::ser::Writer + rkyv::ser::Allocator,
+        __S::Error: rkyv::rancor::Source,
+    ),
     bytecheck(bounds(__C: rkyv::validation::ArchiveContext, __C::Error: rkyv::rancor::Source))
 )]
 #[allow(missing_docs, reason = "etcd's field names")]
@@ -183,7 +186,10 @@ pub struct Txn<'a> {
 #[derive(Archive, Serialize)]
 #[rkyv(
     attr(allow(missing_docs)),
-    serialize_bounds(__S: rkyv::ser::Writer + rkyv::ser::Allocator, __S::Error: rkyv::rancor::Source),
+    serialize_bounds(
+        __S: rkyv::ser::Writer + rkyv::ser::Allocator,
+        __S::Error: rkyv::rancor::Source,
+    ),
     bytecheck(bounds(__C: rkyv::validation::ArchiveContext, __C::Error: rkyv::rancor::Source))
 )]
 #[allow(missing_docs, reason = "etcd's names")]

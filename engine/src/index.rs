@@ -117,8 +117,8 @@ impl Index {
         self.memory.bytes()
     }
 
-    /// Bytes of free nodes, which the next nodes are made of; they are not given back before the index
-    /// is dropped.
+    /// Bytes of free nodes, which the next nodes are made of; they are not given back before the
+    /// index is dropped.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
         self.memory.free_bytes()

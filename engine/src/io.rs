@@ -1,4 +1,5 @@
-//! The only door to devices: aligned buffers, the blocking [`Disk`], and the WAL's writes as values.
+//! The only door to devices: aligned buffers, the blocking [`Disk`], and the WAL's writes as
+//! values.
 //!
 //! Owned by whoever calls: boot, recovery, checkpoints and segment preparation use [`Disk`] off the
 //! hot path (a side thread, or before the cores start); the sequencer's core hands [`WriteFrame`]
@@ -230,8 +231,8 @@ pub trait Disk: Send {
     /// `Exists`, `NoSpace` (the file may then be there in part), `Io`.
     fn create(&mut self, file: &str, size: u64) -> Result<(), DiskError>;
 
-    /// Fills `buf` from `offset`. Offset and length are multiples of the block, and `buf` lies in an
-    /// [`AlignedBuf`].
+    /// Fills `buf` from `offset`. Offset and length are multiples of the block, and `buf` lies in
+    /// an [`AlignedBuf`].
     ///
     /// # Errors
     /// `NotFound`, `UnexpectedEnd`, `Io`.

@@ -1,8 +1,8 @@
 //! The lessor: which leases there are, which keys hang on them, and on the leader when they expire.
 //!
 //! Owned by the sequencer's core. Two kinds of state, kept apart in the types:
-//! - replicated ([`Lease`]): granted TTL, last checkpointed remaining TTL, attached keys. Changed by
-//!   apply only, equal on all members (I8), never touched by time;
+//! - replicated ([`Lease`]): granted TTL, last checkpointed remaining TTL, attached keys. Changed
+//!   by apply only, equal on all members (I8), never touched by time;
 //! - primary (`Primary`): the leader's clocks. Built by [`Lessor::promote`], dropped by
 //!   [`Lessor::demote`]. All times are `now_ms`, a monotonic count in milliseconds that the caller
 //!   passes and that means nothing to another process.
@@ -188,10 +188,12 @@ impl Lessor {
         }
     }
 
-    /// Applies a grant and returns the effective TTL, seconds: a short one is raised to the minimum.
+    /// Applies a grant and returns the effective TTL, seconds: a short one is raised to the
+    /// minimum.
     ///
     /// # Errors
-    /// `LeaseNotFound` for id 0, `LeaseTtlTooLarge`, `LeaseExist`, checked in this order as etcd does.
+    /// `LeaseNotFound` for id 0, `LeaseTtlTooLarge`, `LeaseExist`, checked in this order as etcd
+    /// does.
     pub fn grant(&mut self, id: LeaseId, ttl: i64) -> Result<i64, ApiError> {
         if id == 0 {
             return Err(ApiError::LeaseNotFound);
@@ -215,8 +217,8 @@ impl Lessor {
         Ok(ttl)
     }
 
-    /// Takes over a lease from a checkpoint: its TTL as granted, whatever the minimum is by now, and
-    /// its remaining TTL, 0 for none; seconds.
+    /// Takes over a lease from a checkpoint: its TTL as granted, whatever the minimum is by now,
+    /// and its remaining TTL, 0 for none; seconds.
     ///
     /// # Errors
     /// When no lessor could have such a lease: `LeaseNotFound` for id 0, `LeaseExist`,
@@ -407,8 +409,8 @@ impl Lessor {
         Renewal::Renewed { ttl: lease.ttl }
     }
 
-    /// At most `max` leases that have expired, in order of expiry (then id), each returned once: the
-    /// caller proposes their revokes. Call again while [`Self::next_deadline_ms`] is not after
+    /// At most `max` leases that have expired, in order of expiry (then id), each returned once:
+    /// the caller proposes their revokes. Call again while [`Self::next_deadline_ms`] is not after
     /// `now_ms`; a call may return none and still have made headway.
     #[must_use]
     pub fn expired(&mut self, now_ms: u64, max: usize) -> Vec<LeaseId> {
@@ -455,7 +457,8 @@ impl Lessor {
     }
 
     /// At most `max` leases whose remaining TTL (seconds, rounded up) is to be checkpointed: the
-    /// caller proposes them in one entry. One whose proposal is dropped comes again an interval later.
+    /// caller proposes them in one entry. One whose proposal is dropped comes again an interval
+    /// later.
     #[must_use]
     pub fn due_checkpoints(&mut self, now_ms: u64, max: usize) -> Vec<(LeaseId, i64)> {
         self.start_clocks(now_ms);

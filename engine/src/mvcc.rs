@@ -1,11 +1,11 @@
 //! MVCC: the store's revisions, written by one owner, read through immutable Views.
 //!
-//! [`Store`] lives on the sequencer's core. It joins the index (newest revision of each key) and the
-//! RevTable (every revision kept), gives out revisions (I1), compacts, and publishes a [`View`] for
-//! each applied batch. Shards read Views, on their own cores, without a lock (I5).
+//! [`Store`] lives on the sequencer's core. It joins the index (newest revision of each key) and
+//! the RevTable (every revision kept), gives out revisions (I1), compacts, and publishes a [`View`]
+//! for each applied batch. Shards read Views, on their own cores, without a lock (I5).
 //!
-//! Reads of both kinds go through [`State`]: a View's, or the store's own inside a transaction, which
-//! sees what that transaction has written so far.
+//! Reads of both kinds go through [`State`]: a View's, or the store's own inside a transaction,
+//! which sees what that transaction has written so far.
 //!
 //! Not here: leases, requests, results (`apply.rs` joins them).
 

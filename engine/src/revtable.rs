@@ -3,10 +3,10 @@
 //! Watch catch-up, HashKV, compaction, checkpoints and exports walk it; a read at an old revision
 //! finds a key's older changes through it (the index knows only the newest).
 //!
-//! Written by the sequencer's core through [`RevTable`]; read on any core through a [`RevSnapshot`],
-//! which is part of a published View and keeps its chunks alive. Chunks are immutable once full
-//! and compaction replaces them (`revtable/chunk.rs` has the protocol), so a snapshot needs no lock
-//! and no epoch.
+//! Written by the sequencer's core through [`RevTable`]; read on any core through a
+//! [`RevSnapshot`], which is part of a published View and keeps its chunks alive. Chunks are
+//! immutable once full and compaction replaces them (`revtable/chunk.rs` has the protocol), so a
+//! snapshot needs no lock and no epoch.
 //!
 //! Not here: keys in order (`index.rs`), what may be read at which revision (`mvcc.rs`).
 
@@ -70,7 +70,8 @@ impl RevSnapshot {
         Some(self.directory.chunks[at].record(slot))
     }
 
-    /// The newest change at or before main revision `at` of the key whose newest change is `newest`.
+    /// The newest change at or before main revision `at` of the key whose newest change is
+    /// `newest`.
     ///
     /// `None` when the key did not exist then, or only as a tombstone that compaction dropped.
     /// O(log n) in the key's changes. Exact for every `at` that is not compacted.
@@ -316,7 +317,8 @@ impl RevTable {
     /// Begins to drop what nobody can read at or after main revision `upto`: revisions superseded
     /// by then, and tombstones before it.
     pub fn prune(&mut self, upto: u64) -> Prune {
-        // The open chunk too: what it holds counts against the quota. The next write opens a new one.
+        // The open chunk too: what it holds counts against the quota. The next write opens a new
+        // one.
         self.tail = None;
         Prune {
             upto,

@@ -17,7 +17,8 @@ pub type LeaseId = i64;
 /// Which front core; shard 0 also runs the sequencer on small machines.
 pub type ShardId = u8;
 
-/// A point in the store's history: `main` counts mutating transactions, `sub` the changes within one.
+/// A point in the store's history: `main` counts mutating transactions, `sub` the changes within
+/// one.
 ///
 /// The empty store is at main 1, as in etcd; the first write makes main 2.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

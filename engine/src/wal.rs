@@ -1,27 +1,29 @@
 //! The write-ahead log: accept records into the open frame, submit frames, learn what is flushed.
 //!
-//! Owned by the sequencer's core. It does no I/O: frames leave as [`WriteFrame`] values and come back
-//! by [`Wal::flushed`]; preparing and removing files are [`Action`] values that the caller runs on a
-//! side thread, one at a time. Reads below the RAM tail are [`ReadPlan`] values. Recovery
+//! Owned by the sequencer's core. It does no I/O: frames leave as [`WriteFrame`] values and come
+//! back by [`Wal::flushed`]; preparing and removing files are [`Action`] values that the caller
+//! runs on a side thread, one at a time. Reads below the RAM tail are [`ReadPlan`] values. Recovery
 //! ([`recover::recover`]) is the only way to get a [`Wal`].
 //!
-//! Group commit has no timer: the next frame fills while others are in flight, and the caller submits
-//! whenever it can. When nothing can be submitted and the open frame is full, the caller has to wait:
-//! back-pressure, never an error.
+//! Group commit has no timer: the next frame fills while others are in flight, and the caller
+//! submits whenever it can. When nothing can be submitted and the open frame is full, the caller
+//! has to wait: back-pressure, never an error.
 //!
 //! Invariants
-//! - `flushed <= submitted <= accepted` (I2); flushed is contiguous, whatever the order of completions.
-//! - A term and the entries of that term are never torn apart (I4): an entry is accepted only if the
-//!   hard state has its term, and the frame that takes it carries that hard state.
-//! - LSNs count bytes of frames without gaps, over segments. Within a run of the process the segments
-//!   are filled in the order of their sequence numbers. A new run never writes into a segment of an
-//!   older one: what a crash left behind the cut is never overwritten in place, not even by a write
-//!   of the dead process that lands late, and recovery changes nothing it reads (see `recover.rs`).
+//! - `flushed <= submitted <= accepted` (I2); flushed is contiguous, whatever the order of
+//!   completions.
+//! - A term and the entries of that term are never torn apart (I4): an entry is accepted only if
+//!   the hard state has its term, and the frame that takes it carries that hard state.
+//! - LSNs count bytes of frames without gaps, over segments. Within a run of the process the
+//!   segments are filled in the order of their sequence numbers. A new run never writes into a
+//!   segment of an older one: what a crash left behind the cut is never overwritten in place, not
+//!   even by a write of the dead process that lands late, and recovery changes nothing it reads
+//!   (see `recover.rs`).
 //! - A segment is released (I9) in order of age, only when its live entries are all at or below a
 //!   durable checkpoint and a later segment holds a flushed frame (which has the hard state).
 //!
-//! Not here: bytes of the layout (`frame.rs`), the files (`pool.rs`), trust in what is read (`recover.rs`), which entries raft
-//! still needs, the RAM tail, the device.
+//! Not here: bytes of the layout (`frame.rs`), the files (`pool.rs`), trust in what is read
+//! (`recover.rs`), which entries raft still needs, the RAM tail, the device.
 
 pub mod frame;
 mod live;
@@ -219,8 +221,8 @@ impl Wal {
 
     /// Accepts a record into the open frame: the one copy of the payload.
     ///
-    /// A frame's records are contiguous, so an index accepted before (a new leader's overwrite) goes
-    /// into a fresh frame.
+    /// A frame's records are contiguous, so an index accepted before (a new leader's overwrite)
+    /// goes into a fresh frame.
     ///
     /// # Errors
     /// [`Full`]: the open frame has to be submitted first.
@@ -265,8 +267,8 @@ impl Wal {
 
     /// The hard state that the next frame carries. Set it *before* appending entries of its term.
     ///
-    /// A new term or vote makes a frame due, even without records; a new commit index does not (raft
-    /// never needs it durable), and is written no higher than the log of its frame.
+    /// A new term or vote makes a frame due, even without records; a new commit index does not
+    /// (raft never needs it durable), and is written no higher than the log of its frame.
     ///
     /// # Panics
     /// If the term or commit index falls, or the vote changes within its term.
@@ -297,8 +299,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Whether a frame could be submitted now: fewer than `frames_in_flight_max` are in flight and the
-    /// open frame fits the open segment, or another is ready.
+    /// Whether a frame could be submitted now: fewer than `frames_in_flight_max` are in flight and
+    /// the open frame fits the open segment, or another is ready.
     #[must_use]
     pub fn can_submit(&self) -> bool {
         self.in_flight.len() < self.limits.frames_in_flight_max
@@ -316,8 +318,8 @@ impl Wal {
     }
 
     /// An empty frame that says that everything before it is durable, so that damage to what was
-    /// acknowledged last is told from a torn write. Call it when the log was idle for a while; `None`
-    /// if it is not idle or there is nothing to say.
+    /// acknowledged last is told from a torn write. Call it when the log was idle for a while;
+    /// `None` if it is not idle or there is nothing to say.
     pub fn seal(&mut self) -> Option<WriteFrame> {
         let idle = !self.open.dirty && self.in_flight.is_empty();
         if !idle || self.content_lsn <= self.covered_lsn || !self.can_submit() {
@@ -434,8 +436,8 @@ impl Wal {
         })
     }
 
-    /// Takes a completion, in any order; gives the new flushed position. A *failed* write or flush is
-    /// not reported here: the process stops.
+    /// Takes a completion, in any order; gives the new flushed position. A *failed* write or flush
+    /// is not reported here: the process stops.
     ///
     /// # Panics
     /// If no such frame is in flight, or `buf` is not one of the log's.
@@ -498,7 +500,8 @@ impl Wal {
         count
     }
 
-    /// What to read for the entries `low..high`, at most `payload_bytes_max` but at least one entry.
+    /// What to read for the entries `low..high`, at most `payload_bytes_max` but at least one
+    /// entry.
     ///
     /// # Errors
     /// `Missing` if one of them is not in the flushed log.

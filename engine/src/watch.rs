@@ -15,12 +15,13 @@
 //!
 //! Invariants: on a stream, for each watcher, revisions rise without gap or duplicate, a revision
 //! is in one response (or the fragments of one), and progress is never ahead of events (I7).
-//! Watchers behind the compact revision are canceled with it, but the synced cohort still walks what
-//! was published before the compaction: physical compaction must wait for [`WatchShard::synced_main`].
-//! Everything queued is bounded by limits.rs; a single revision is never split, so it may overshoot.
+//! Watchers behind the compact revision are canceled with it, but the synced cohort still walks
+//! what was published before the compaction: physical compaction must wait for
+//! [`WatchShard::synced_main`]. Everything queued is bounded by limits.rs; a single revision is
+//! never split, so it may overshoot.
 //!
-//! Not here: the gRPC stream, permissions ([`WatchShard::refuse`] says no), header fields beyond the
-//! revision, when to call.
+//! Not here: the gRPC stream, permissions ([`WatchShard::refuse`] says no), header fields beyond
+//! the revision, when to call.
 
 mod cohort;
 mod event;
@@ -364,13 +365,14 @@ impl WatchShard {
         self.push(stream, response);
     }
 
-    /// Cancels a watcher as its client asks, after what is queued for it. Nothing happens when there
-    /// is none. `revision` is the published one.
+    /// Cancels a watcher as its client asks, after what is queued for it. Nothing happens when
+    /// there is none. `revision` is the published one.
     ///
     /// # Panics
     /// When the stream is not open.
     pub fn cancel(&mut self, stream: StreamId, watch_id: i64, revision: u64) {
-        // As in etcd the id of a watcher that compaction canceled is in use until its client cancels.
+        // As in etcd the id of a watcher that compaction canceled is in use until its client
+        // cancels.
         if self.remove(stream, watch_id) || self.stream_mut(stream).overtaken.remove(&watch_id) {
             let response = Response {
                 watch_id,
@@ -384,8 +386,8 @@ impl WatchShard {
 
     /// The client asks for the progress of all watchers of its stream: it gets it when all are
     /// synced, once for all requests until then. As in etcd nothing happens for a stream without
-    /// watchers, with one that has yet to begin, or with one that compaction canceled and the client
-    /// has not. `revision` is the published one.
+    /// watchers, with one that has yet to begin, or with one that compaction canceled and the
+    /// client has not. `revision` is the published one.
     ///
     /// # Panics
     /// When the stream is not open.
@@ -412,7 +414,8 @@ impl WatchShard {
         !self.is_full(&self.streams[&stream])
     }
 
-    /// The oldest responses of a stream, until they reach `bytes_max` together. Call [`Self::advance`] afterwards: there is room again.
+    /// The oldest responses of a stream, until they reach `bytes_max` together. Call
+    /// [`Self::advance`] afterwards: there is room again.
     ///
     /// # Panics
     /// When the stream is not open.

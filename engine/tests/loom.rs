@@ -4,9 +4,9 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p ringkv-engine --test loom --release`
 //!
 //! Dropping a View writes to a cell that readers of the View read, so loom reports a View dropped
-//! too early, or without the order that makes reuse of its memory sound; nodes are reused at the same
-//! point, and a reader that meets a free one panics. The tree itself lies in memory that loom does
-//! not watch.
+//! too early, or without the order that makes reuse of its memory sound; nodes are reused at the
+//! same point, and a reader that meets a free one panics. The tree itself lies in memory that loom
+//! does not watch.
 
 #![cfg(loom)]
 

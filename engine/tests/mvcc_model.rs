@@ -1,10 +1,10 @@
 //! The state machine against a naive model of etcd 3.7's mvcc, txn and apply, by random commands.
 //!
-//! The model keeps every change of every key for ever and answers by looking at all of them; what it
-//! does was read from etcd's server/storage/mvcc, server/etcdserver/txn and .../apply. Compared are
-//! results and errors of all commands, ranges with all options on published Views, run in steps of
-//! random size while commands go on, HashKV at all readable revisions, hashes of compactions, leases
-//! and their keys. HashKV's golden values are etcd's own (mvcc/hash_test.go).
+//! The model keeps every change of every key for ever and answers by looking at all of them; what
+//! it does was read from etcd's server/storage/mvcc, server/etcdserver/txn and .../apply. Compared
+//! are results and errors of all commands, ranges with all options on published Views, run in steps
+//! of random size while commands go on, HashKV at all readable revisions, hashes of compactions,
+//! leases and their keys. HashKV's golden values are etcd's own (mvcc/hash_test.go).
 
 #[path = "mvcc_model/model.rs"]
 mod model;
@@ -293,7 +293,9 @@ proptest! {
     })]
 
     #[test]
-    fn the_state_machine_does_what_the_model_does(steps in prop::collection::vec(op::step(), 1..100)) {
+    fn the_state_machine_does_what_the_model_does(
+        steps in prop::collection::vec(op::step(), 1..100)
+    ) {
         let mut pair = Pair::new();
         for step in &steps {
             pair.step(step);
@@ -502,7 +504,8 @@ impl Pair {
         self.publish();
     }
 
-    /// etcd's testHashByRev: the hash up to `at`, 0 for the current revision, and a compaction there.
+    /// etcd's testHashByRev: the hash up to `at`, 0 for the current revision, and a compaction
+    /// there.
     fn hash_and_compact(&mut self, at: i64) -> (u32, i64, u64) {
         let hash = self.hash_now(at);
         self.compact_now(hash.revision as i64);

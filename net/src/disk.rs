@@ -1,9 +1,9 @@
 //! The devices: blocking files for boot and background work, O_DIRECT frames for the hot path.
 //!
 //! [`FsDisk`] implements the engine's [`Disk`] with plain files below the data dir; it runs on the
-//! main thread at boot and on side threads later, never on an executor. [`FrameWriter`] lives on the
-//! sequencer's executor and writes WAL frames through glommio, durably. Neither repeats a failed
-//! write or flush: what a device holds after one is unknown (Rebello et al., ATC'20).
+//! main thread at boot and on side threads later, never on an executor. [`FrameWriter`] lives on
+//! the sequencer's executor and writes WAL frames through glommio, durably. Neither repeats a
+//! failed write or flush: what a device holds after one is unknown (Rebello et al., ATC'20).
 
 use core::cell::RefCell;
 use std::fs::{self, File, OpenOptions};

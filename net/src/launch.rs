@@ -1,7 +1,7 @@
 //! From a data dir to a sequencer that is ready to run: identity, recovery, bootstrap.
 //!
-//! Runs once on the main thread, blocking, before the executors. Nothing is served until it is done,
-//! and it changes nothing that it could not do again after a crash.
+//! Runs once on the main thread, blocking, before the executors. Nothing is served until it is
+//! done, and it changes nothing that it could not do again after a crash.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! Calls go from here to `ringkv_raft` and `ringkv_engine`, never back. The order of the `mod`
 //! lines is the layer order, lowest first; `pb` and `wire` name each other, and so do `http` and
-//! `front`, which share the body of responses.
+//! `front`, which share the body of responses, and `node` and the services that it consists of.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! Listening: which addresses, whether they are free, and which shard serves a connection.
 //!
-//! Shard 0 owns the listeners. It keeps the first connections for itself, for there a request needs no
-//! other core to wake, and hands later ones to whichever shard has the fewest. One listener a port
-//! spreads them evenly, which the kernel's hashing over SO_REUSEPORT does not.
+//! Shard 0 owns the listeners. It keeps the first connections for itself, for there a request needs
+//! no other core to wake, and hands later ones to whichever shard has the fewest. One listener a
+//! port spreads them evenly, which the kernel's hashing over SO_REUSEPORT does not.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
@@ -126,8 +126,8 @@ impl Port {
 
 /// Makes sure that nobody listens on any of `ports`.
 ///
-/// With io_uring the listener of a killed process outlives it by some milliseconds: after a crash of
-/// this directory's last server they are waited for.
+/// With io_uring the listener of a killed process outlives it by some milliseconds: after a crash
+/// of this directory's last server they are waited for.
 ///
 /// # Errors
 /// Go's text for the first that is taken.

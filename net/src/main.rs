@@ -1,5 +1,7 @@
 //! ringkv: the server, with etcd's command line.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use ringkv_net::config::{self, Command, ConfigError};

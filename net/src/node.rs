@@ -1,7 +1,7 @@
 //! One core's answer to every RPC: the table of services, each in a file of its own.
 //!
-//! A [`Node`] lives on one shard. It knows who this member is and what the flags say; the shard does
-//! the waiting.
+//! A [`Node`] lives on one shard. It knows who this member is and what the flags say; the shard
+//! does the waiting.
 
 use std::rc::Rc;
 

@@ -1,8 +1,8 @@
 //! Runs the sequencer on its core: events in from rings, devices and clocks; actions out.
 //!
-//! Lives on the sequencer's executor (shard 0's). One task steps; each frame, each side job and each
-//! ring has a small task that turns its completion into an event. A shard is sent something only when
-//! there is something for it: waking an idle core costs more than a put.
+//! Lives on the sequencer's executor (shard 0's). One task steps; each frame, each side job and
+//! each ring has a small task that turns its completion into an event. A shard is sent something
+//! only when there is something for it: waking an idle core costs more than a put.
 //!
 //! Bounded by what shards let wait: a shard refuses requests beyond its share of bytes.
 
@@ -82,7 +82,8 @@ impl Port for LocalPort {
     }
 }
 
-/// Passes on what is put into the mailbox, through a ring to another core, for as long as that lives.
+/// Passes on what is put into the mailbox, through a ring to another core, for as long as that
+/// lives.
 pub async fn pump<T: Send + 'static>(mailbox: Rc<Mailbox<T>>, ring: ConnectedSender<T>) {
     loop {
         mailbox.filled().await;

@@ -1,5 +1,5 @@
-//! Composition root: data directory, recovery, rings, listeners, one executor a shard, and the order
-//! of start and stop.
+//! Composition root: data directory, recovery, rings, listeners, one executor a shard, and the
+//! order of start and stop.
 //!
 //! Runs on the main thread, which then only waits for a signal. Shard 0 runs the sequencer, so it
 //! starts first and ends last. On stop the listeners go first: with io_uring they would outlive the

@@ -1,8 +1,8 @@
 //! raft's view of the log: a tail of entries in RAM, answering `raft::Storage`.
 //!
-//! Entries come in as they are given to the WAL, before they are flushed: raft asks only for what it
-//! handed out itself, and the sequencer tells it separately what has been flushed. Payloads are slices
-//! of the shards' batches (or of the buffer that recovery read), never copied here.
+//! Entries come in as they are given to the WAL, before they are flushed: raft asks only for what
+//! it handed out itself, and the sequencer tells it separately what has been flushed. Payloads are
+//! slices of the shards' batches (or of the buffer that recovery read), never copied here.
 //!
 //! Not here: entries older than the tail; they are in the WAL and a checkpoint covers them.
 

@@ -1,10 +1,10 @@
 //! raft-rs, wrapped: its settings, its gaps, and nothing else of it leaves this file and `log.rs`.
 //!
 //! Version 0.7.0 is pinned; what it lacks is made up for here:
-//! - it asserts at start that applied <= commit, but a commit index is never flushed on its own: the
-//!   caller raises it to the checkpoint's applied index first ([`Node::new`]);
-//! - it draws election timeouts from the thread's generator: overridden after each change of term from
-//!   the seed given, or a simulation would not replay;
+//! - it asserts at start that applied <= commit, but a commit index is never flushed on its own:
+//!   the caller raises it to the checkpoint's applied index first ([`Node::new`]);
+//! - it draws election timeouts from the thread's generator: overridden after each change of term
+//!   from the seed given, or a simulation would not replay;
 //! - it sends one entry per message by default: `max_size_per_msg` is set;
 //! - it drops a ReadIndex that comes before the leader's first commit in its term:
 //!   [`Node::can_read`] tells.
@@ -84,8 +84,8 @@ impl Node {
         self.draw_election_timeout();
     }
 
-    /// Proposes these records, one entry each, as one message; false when raft drops them (no leader,
-    /// or too much is uncommitted): then none of them is in the log.
+    /// Proposes these records, one entry each, as one message; false when raft drops them (no
+    /// leader, or too much is uncommitted): then none of them is in the log.
     #[must_use]
     pub fn propose(&mut self, records: impl Iterator<Item = Bytes>) -> bool {
         if !self.is_leader() {

@@ -1,8 +1,9 @@
 //! ReadIndex rounds: many reads, one confirmation.
 //!
 //! Owned by the sequencer. A shard's request joins only a round that has not been sent: a round in
-//! flight may have been confirmed before the read arrived, and would then prove nothing about writes
-//! acknowledged in between. At most two rounds are open, so the waiting ones gather behind them.
+//! flight may have been confirmed before the read arrived, and would then prove nothing about
+//! writes acknowledged in between. At most two rounds are open, so the waiting ones gather behind
+//! them.
 
 use std::collections::VecDeque;
 

@@ -1,9 +1,9 @@
 //! The heart: one owner of raft node, WAL and state machine.
 //!
-//! Lives on one core. A write passes through it in the stages accepted (in the open frame), submitted
-//! (given to the device), flushed, committed, applied, published; results leave only after the View
-//! that holds them is published (I3). Nothing waits in here: [`Sequencer::step`] is total over
-//! [`Event`], and what it wants done comes back in [`Actions`].
+//! Lives on one core. A write passes through it in the stages accepted (in the open frame),
+//! submitted (given to the device), flushed, committed, applied, published; results leave only
+//! after the View that holds them is published (I3). Nothing waits in here: [`Sequencer::step`] is
+//! total over [`Event`], and what it wants done comes back in [`Actions`].
 //!
 //! Back-pressure: a batch is proposed only when it fits the open frame; until then it waits in
 //! `pending`, which is bounded by the bytes that each shard lets wait.
@@ -321,7 +321,8 @@ impl Sequencer {
         if !self.node.is_leader() {
             return;
         }
-        // Entries proposed and not yet handed out by raft are not in the frame: one batch at a time.
+        // Entries proposed and not yet handed out by raft are not in the frame: one batch at a
+        // time.
         let Some(batch) = self.pending.front() else {
             return;
         };

@@ -1,1 +1,2 @@
 //! ringkv-tools
+#![forbid(unsafe_code)]

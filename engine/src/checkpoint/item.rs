@@ -15,8 +15,8 @@
 //! Revision  main u64, sub u32, tombstone u8, KeyValue              ascending
 //! End       revisions u64, items u64 (this one not counted)        last of all
 //! ```
-//! A text in a Member is a length u32 and its bytes; a list of them a count u32 before. Integers are
-//! little-endian.
+//! A text in a Member is a length u32 and its bytes; a list of them a count u32 before. Integers
+//! are little-endian.
 
 use super::CheckpointImage;
 use crate::members::Member;

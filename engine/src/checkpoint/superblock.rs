@@ -7,10 +7,10 @@
 //!  48 root: id u64 (0 for none), file_bytes u64, applied u64, term u64, block_bytes u32, last u32
 //!  88 0 ... 4092 checksum u32 of all before
 //! ```
-//! A change writes copies 0 and 1, flushes, writes copies 2 and 3, flushes. Whatever a crash leaves,
-//! two copies agree: the old ones until the first flush is done, the new ones from then on. Opening
-//! brings all four in line before anything else is changed; so between two changes a flipped bit
-//! costs one copy of four, and never brings back an older root.
+//! A change writes copies 0 and 1, flushes, writes copies 2 and 3, flushes. Whatever a crash
+//! leaves, two copies agree: the old ones until the first flush is done, the new ones from then on.
+//! Opening brings all four in line before anything else is changed; so between two changes a
+//! flipped bit costs one copy of four, and never brings back an older root.
 
 use crc32c::crc32c;
 

@@ -296,7 +296,8 @@ impl Memory {
         self.held_bytes + self.retired.bytes
     }
 
-    /// Ends the batch: every node is immutable from now on. Returns its number and what it replaced.
+    /// Ends the batch: every node is immutable from now on. Returns its number and what it
+    /// replaced.
     pub(super) fn seal(&mut self) -> (u64, Retired) {
         let sealed = self.batch;
         self.batch += 1;
@@ -307,8 +308,8 @@ impl Memory {
     /// Makes retired memory usable again.
     ///
     /// # Safety
-    /// `retired` came from [`Self::seal`] of this `Memory`, and no reader can reach a root of before
-    /// that seal.
+    /// `retired` came from [`Self::seal`] of this `Memory`, and no reader can reach a root of
+    /// before that seal.
     pub(super) unsafe fn recycle(&mut self, retired: Retired) {
         self.held_bytes -= retired.bytes;
         for start in retired.nodes {

@@ -8,19 +8,20 @@
 //! 2. A reader pins by writing into its slot a batch number `b` that was published, then loads
 //!    `current`, which is of batch `b` or later. It keeps the slot as long as anything borrowed
 //!    lasts ([`Reader::pin`] takes a closure; nothing can leave it), then writes `IDLE`.
-//! 3. After the swap the writer looks at all slots; what batch `n` replaced is freed when every slot
-//!    says `n` or more. A slot that says less, or says so too late to be seen, is covered: between
-//!    its two steps each side has a SeqCst fence, so either the writer sees the slot, or the reader
-//!    loads the new View.
+//! 3. After the swap the writer looks at all slots; what batch `n` replaced is freed when every
+//!    slot says `n` or more. A slot that says less, or says so too late to be seen, is covered:
+//!    between its two steps each side has a SeqCst fence, so either the writer sees the slot, or
+//!    the reader loads the new View.
 //! 4. A root of batch `r` may be read under a pin whose View is of batch `v <= r`: its nodes are
 //!    retired by batches above `r`, and the pin's slot, which says `v` or less, holds those back.
 //!    [`Root::read`] checks `v <= r`, and that both are of the same index.
 //!
 //! Views are dropped and nodes reused on the writer's core only, and at once when nobody is pinned,
-//! so that the next batch writes into warm memory. What pins hold back lies in `Publisher::garbage`.
+//! so that the next batch writes into warm memory. What pins hold back lies in
+//! `Publisher::garbage`.
 //!
-//! crossbeam-epoch was tried in this place: it frees one to three batches later, runs collections on
-//! readers' cores, and Miri rejects it under both of its aliasing models. Under `--cfg loom` the
+//! crossbeam-epoch was tried in this place: it frees one to three batches later, runs collections
+//! on readers' cores, and Miri rejects it under both of its aliasing models. Under `--cfg loom` the
 //! atomics are loom's, so that `tests/loom.rs` explores this very code.
 
 use core::cell::Cell;

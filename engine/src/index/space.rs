@@ -1,8 +1,8 @@
 //! Which units of which chunk are free: best fit, neighbours joined at once.
 //!
-//! Node sizes change with every few changes of a node, and so does the mix of sizes in demand; without
-//! joining, nodes of sizes out of demand pile up (measured: 115 instead of 69 bytes a key after
-//! churn). Kept beside the chunks, because nodes that readers see must not be written.
+//! Node sizes change with every few changes of a node, and so does the mix of sizes in demand;
+//! without joining, nodes of sizes out of demand pile up (measured: 115 instead of 69 bytes a key
+//! after churn). Kept beside the chunks, because nodes that readers see must not be written.
 //!
 //! Owned by `node::Memory`. Not here: addresses.
 

@@ -448,8 +448,8 @@ struct Numbered {
     main: u64,
 }
 
-/// Every batch writes all keys with its number: a reader must see one number only, and the keys that
-/// come and go with it.
+/// Every batch writes all keys with its number: a reader must see one number only, and the keys
+/// that come and go with it.
 #[test]
 fn readers_on_other_threads_see_whole_batches() {
     let (keys, batches) = if cfg!(miri) { (12, 20) } else { (300, 500) };

@@ -1,13 +1,14 @@
 //! A disk in memory that fails as disks do, by seed.
 //!
 //! Owned by a simulation or a test; part of the crate because `raft`'s and `tests`' simulators use
-//! it too. It keeps what is durable apart from what is merely written: [`SimDisk::crash`] drops, keeps
-//! or tears each write that was not flushed, sector by sector, and keeps a prefix of the directory
-//! operations that were not flushed. The hot path's frames are submitted, then completed one by one
-//! in an order the seed chooses; a completed frame is durable.
+//! it too. It keeps what is durable apart from what is merely written: [`SimDisk::crash`] drops,
+//! keeps or tears each write that was not flushed, sector by sector, and keeps a prefix of the
+//! directory operations that were not flushed. The hot path's frames are submitted, then completed
+//! one by one in an order the seed chooses; a completed frame is durable.
 //!
 //! Every fault has its switch in [`Faults`]; with [`Faults::NONE`] the disk is honest. `lost` and
-//! `skip_flush` break promises that no recovery can survive: they exist to prove that checkers notice.
+//! `skip_flush` break promises that no recovery can survive: they exist to prove that checkers
+//! notice.
 //!
 //! Not here: time (the caller decides when to complete), and reads that lie (use
 //! [`SimDisk::flip_bit`]).

@@ -1,9 +1,9 @@
 //! HashKV: a checksum of all key-value pairs up to a revision, byte-equal to etcd's.
 //!
-//! CRC-32C over "key" (the bucket's name), then over bucket key and encoded KeyValue of each revision
-//! in order. Of what a compaction covers only the pairs live at the revision count, whether or not
-//! the compaction has got round to dropping the others: etcd filters so as well, and therefore the
-//! result does not depend on how far any member is with that.
+//! CRC-32C over "key" (the bucket's name), then over bucket key and encoded KeyValue of each
+//! revision in order. Of what a compaction covers only the pairs live at the revision count,
+//! whether or not the compaction has got round to dropping the others: etcd filters so as well, and
+//! therefore the result does not depend on how far any member is with that.
 
 use super::State;
 use crate::error::ApiError;

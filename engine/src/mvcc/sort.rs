@@ -1,9 +1,10 @@
 //! A sort whose order of *equal* elements is that of Go's `sort.Sort`.
 //!
-//! etcd sorts ranges by version, create or mod revision or value with it, and it is not stable: among
-//! equal elements the order is whatever its pattern-defeating quicksort leaves. A drop-in answers in
-//! the same order, so each decision of that algorithm (pivots, thresholds, the pseudo-random swaps)
-//! is made here as there. Reference: Go 1.26, package sort, and arxiv.org/abs/2106.05123.
+//! etcd sorts ranges by version, create or mod revision or value with it, and it is not stable:
+//! among equal elements the order is whatever its pattern-defeating quicksort leaves. A drop-in
+//! answers in the same order, so each decision of that algorithm (pivots, thresholds, the
+//! pseudo-random swaps) is made here as there. Reference: Go 1.26, package sort, and
+//! arxiv.org/abs/2106.05123.
 
 /// Ranges up to this long are sorted by insertion.
 const INSERTION_MAX: usize = 12;

@@ -167,7 +167,8 @@ impl<'a> Fields<'a> {
         Self::checked(kv).expect("a record is checked before it is kept")
     }
 
-    /// Reads an encoded KeyValue of unknown origin; `None` if it is not one that [`Encoder`] writes.
+    /// Reads an encoded KeyValue of unknown origin; `None` if it is not one that [`Encoder`]
+    /// writes.
     #[must_use]
     pub fn checked(kv: &'a [u8]) -> Option<Self> {
         let mut f = Self::default();

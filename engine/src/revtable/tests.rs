@@ -67,7 +67,9 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: cases(), failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
     fn agrees_with_the_model(
@@ -89,10 +91,12 @@ proptest! {
             change(&mut table, &mut model, Revision::new(main, sub), key, tombstone);
             if compact == 0 && main > compacted + 2 {
                 let held = table.snapshot(main);
-                let before: Vec<_> = held.scan(Revision::ZERO).map(|r| (r.revision, r.kv.to_vec())).collect();
+                let before: Vec<_> =
+                    held.scan(Revision::ZERO).map(|r| (r.revision, r.kv.to_vec())).collect();
                 compacted = main - 2;
                 prune_all(&mut table, compacted);
-                let after: Vec<_> = held.scan(Revision::ZERO).map(|r| (r.revision, r.kv.to_vec())).collect();
+                let after: Vec<_> =
+                    held.scan(Revision::ZERO).map(|r| (r.revision, r.kv.to_vec())).collect();
                 prop_assert_eq!(before, after, "a held snapshot does not change");
                 // What the table dropped cannot be met again through the model either.
                 let snapshot = table.snapshot(main);
@@ -115,7 +119,8 @@ proptest! {
             }
         }
         for from in 0..=main {
-            let got: Vec<_> = snapshot.scan_to(Revision::new(from, 0), main - 1).map(|r| r.revision).collect();
+            let got = snapshot.scan_to(Revision::new(from, 0), main - 1);
+            let got: Vec<_> = got.map(|r| r.revision).collect();
             let want: Vec<_> = model.kept(compacted).into_iter()
                 .filter(|r| r.main >= from && r.main < main).collect();
             prop_assert_eq!(got, want);

@@ -2,15 +2,17 @@
 //!
 //! Pure functions over bytes; owned by nobody. All integers little-endian.
 //!
-//! **Segment header**, the first 4 KiB of a file: the same 512 B eight times, one per sector, so that
-//! a torn heading is told from a damaged one (a sector is written whole or not at all).
+//! **Segment header**, the first 4 KiB of a file: the same 512 B eight times, one per sector, so
+//! that a torn heading is told from a damaged one (a sector is written whole or not at all).
 //! ```text
 //!  0 magic u64 | 8 version u32 | 12 copy u32 | 16 incarnation u64 | 24 seq u32 | 28 0 u32
-//! 32 cluster u64 | 40 member u64 | 48 segment_bytes u64 | 56 format u32 | 60 0 ... 508 checksum u32
+//! 32 cluster u64 | 40 member u64 | 48 segment_bytes u64 | 56 format u32
+//! 60 0 ... 508 checksum u32
 //! ```
 //! **Frame**, n x 4 KiB, one group commit, never rewritten, never over the end of its segment:
 //! ```text
-//!   0 magic u32 | 4 version u16 | 6 flags u16 | 8 incarnation u64 | 16 seq u32 | 20 record_count u32
+//!   0 magic u32 | 4 version u16 | 6 flags u16 | 8 incarnation u64 | 16 seq u32
+//!  20 record_count u32
 //!  24 lsn u64 | 32 frame_bytes u32 | 36 payload_bytes u32 | 40 flushed_lsn u64
 //!  48 first_index u64 | 56 last_index u64 | 64 term u64 | 72 vote u64 | 80 commit u64
 //!  88 offset u32 | 92 previous u32 | 96 0 ... 120 records_checksum u32 | 124 checksum u32
@@ -18,10 +20,10 @@
 //! ```
 //! `checksum` covers bytes 0..124 and is seeded with cluster, member, incarnation and seq (the
 //! [`Salt`]): what an earlier life of the file left there never verifies. `previous` is the
-//! `checksum` of the frame before, over segments too: the chain. `records_checksum` covers bytes 0..28
-//! of the records' headers, which in turn hold the checksums of the payloads, so each payload byte is
-//! checksummed once. `last_index + 1 - first_index` is `record_count`: a frame's records are
-//! contiguous, and an empty frame has `first_index` where the next record would be.
+//! `checksum` of the frame before, over segments too: the chain. `records_checksum` covers bytes
+//! 0..28 of the records' headers, which in turn hold the checksums of the payloads, so each payload
+//! byte is checksummed once. `last_index + 1 - first_index` is `record_count`: a frame's records
+//! are contiguous, and an empty frame has `first_index` where the next record would be.
 //!
 //! **Record**, 16-aligned within the frame, position independent, identical on all members:
 //! ```text
@@ -138,8 +140,9 @@ pub struct SegmentHeader {
 pub enum Heading {
     /// It is this segment.
     Whole(SegmentHeader),
-    /// A crash hit while the file was given a new header: its old contents were released before, the
-    /// new header was never reported ready, so the file is free. `seq` is the highest named in it.
+    /// A crash hit while the file was given a new header: its old contents were released before,
+    /// the new header was never reported ready, so the file is free. `seq` is the highest named in
+    /// it.
     Torn {
         /// Highest sequence number of the two headers.
         seq: u32,
@@ -510,8 +513,8 @@ pub fn record_header(entry: &Entry<'_>) -> [u8; RECORD_HEADER_BYTES] {
     head
 }
 
-/// Adds a record's header to its frame's `records_checksum`. Without the header's own checksum: a CRC
-/// over bytes and their CRC is the same whatever the bytes.
+/// Adds a record's header to its frame's `records_checksum`. Without the header's own checksum: a
+/// CRC over bytes and their CRC is the same whatever the bytes.
 ///
 /// # Panics
 /// If `head` is shorter than a header.

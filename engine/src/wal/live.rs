@@ -5,8 +5,8 @@
 //! a run is at most [`RUN_BYTES`] before its last frame, so memory is bounded by the retained log
 //! and a read scans little in vain.
 //!
-//! Invariant: indexes ascend strictly over the runs, and so do their places in the log; when a later
-//! frame carries an index again, what it supersedes is cut off the runs before it.
+//! Invariant: indexes ascend strictly over the runs, and so do their places in the log; when a
+//! later frame carries an index again, what it supersedes is cut off the runs before it.
 //!
 //! Not here: bytes, and entries that are not flushed.
 

@@ -1,12 +1,13 @@
 //! Segment files: preparing the next one off the hot path, recycling, removing.
 //!
 //! Part of [`super::Wal`], on the sequencer's core; the work itself is an [`Action`], run on a side
-//! thread, one at a time. One segment is kept ready: the next is prepared as soon as that one opens,
-//! and a restart finds a file that is zero-filled already.
+//! thread, one at a time. One segment is kept ready: the next is prepared as soon as that one
+//! opens, and a restart finds a file that is zero-filled already.
 //!
 //! Invariant: files are re-headed and removed in the order in which they became free, each durably
-//! before the next begins. So what a crash leaves of released segments always borders on the log, and
-//! a segment that was cut away is gone before the one that took over its LSNs is (see `recover.rs`).
+//! before the next begins. So what a crash leaves of released segments always borders on the log,
+//! and a segment that was cut away is gone before the one that took over its LSNs is (see
+//! `recover.rs`).
 //!
 //! Not here: when a segment may be released (`wal.rs`).
 

@@ -1,10 +1,12 @@
 //! Reading segments: large aligned reads, and the plan of a log read below the tail in RAM.
 //!
-//! A [`ReadPlan`] is a value: the WAL makes it on the sequencer's core, any thread runs it. Payloads
-//! come back as slices of the read buffers, so an entry kept for long pins up to one largest frame:
-//! copy it out then. What is read is verified like in recovery, apart from the chain.
+//! A [`ReadPlan`] is a value: the WAL makes it on the sequencer's core, any thread runs it.
+//! Payloads come back as slices of the read buffers, so an entry kept for long pins up to one
+//! largest frame: copy it out then. What is read is verified like in recovery, apart from the
+//! chain.
 //!
-//! Not here: which part of the log is where (`wal.rs`), the order and trust of frames (`recover.rs`).
+//! Not here: which part of the log is where (`wal.rs`), the order and trust of frames
+//! (`recover.rs`).
 
 use bytes::Bytes;
 

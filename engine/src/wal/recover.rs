@@ -1,26 +1,26 @@
 //! Recovery: which frames on the disk are the log, what was torn, what is damaged.
 //!
 //! Runs once at boot, blocking, before the sequencer starts. It **changes nothing it reads**: it
-//! flushes each file before believing it, removes only half-created files, and leaves what is behind
-//! the cut where it is. So it may crash anywhere and be run again with the same result.
+//! flushes each file before believing it, removes only half-created files, and leaves what is
+//! behind the cut where it is. So it may crash anywhere and be run again with the same result.
 //!
 //! **The log** is the chain of frames: each begins where the one before ends (LSN) and names its
 //! checksum. It runs through the segments in the order of their sequence numbers. A new run goes on
 //! in a new segment, at the LSN of the cut; therefore a segment whose first frame has an LSN at or
-//! beyond that of a segment with a higher sequence number is *superseded*: it was cut away. Within a
-//! segment, the chain ends where the next segment's first frame begins, even if an older run's frame
-//! is readable there now (its write was in flight when the process died, and landed later).
+//! beyond that of a segment with a higher sequence number is *superseded*: it was cut away. Within
+//! a segment, the chain ends where the next segment's first frame begins, even if an older run's
+//! frame is readable there now (its write was in flight when the process died, and landed later).
 //!
 //! **Torn or corrupt.** Let the chain end at LSN `x`, where the next frame is missing or bad. Every
 //! frame carries `flushed_lsn`, the contiguous durable prefix when it was submitted. If any frame
-//! header of any segment says `flushed_lsn > x`, then the frame at `x` was durable and may have been
-//! acknowledged: corruption, never cut. Else nothing says that it ever was, and it and all after it
-//! is cut. Why frames of older runs cannot mislead this search: a run that cut at `y` found no header
-//! with `flushed_lsn > y`, so whatever it left behind has `flushed_lsn <= y`; later runs only append
-//! at or beyond `y`, so `x >= y`. And why what was cut is never believed later: it lies in a segment
-//! superseded by, or at an LSN taken over by, the first frame written afterwards; until that frame is
-//! durable nothing was acknowledged, so that to believe it after all is to believe a write that was in
-//! flight.
+//! header of any segment says `flushed_lsn > x`, then the frame at `x` was durable and may have
+//! been acknowledged: corruption, never cut. Else nothing says that it ever was, and it and all
+//! after it is cut. Why frames of older runs cannot mislead this search: a run that cut at `y`
+//! found no header with `flushed_lsn > y`, so whatever it left behind has `flushed_lsn <= y`; later
+//! runs only append at or beyond `y`, so `x >= y`. And why what was cut is never believed later: it
+//! lies in a segment superseded by, or at an LSN taken over by, the first frame written afterwards;
+//! until that frame is durable nothing was acknowledged, so that to believe it after all is to
+//! believe a write that was in flight.
 //!
 //! **Entries** are handed over in order, each index once: an entry above the commit index is held
 //! back until it is known not to be superseded.
@@ -130,8 +130,8 @@ fn corrupt(file: SegmentId, offset: u64, what: &'static str) -> RecoverError {
 
 /// Reads the log back.
 ///
-/// `on_entry` gets the entries from `start_index` on, ascending, without gaps, each once; those above
-/// the last known commit index come last. `on_progress` is called after each segment.
+/// `on_entry` gets the entries from `start_index` on, ascending, without gaps, each once; those
+/// above the last known commit index come last. `on_progress` is called after each segment.
 ///
 /// # Errors
 /// See [`RecoverError`]. Entries may have been handed over before.

@@ -56,8 +56,8 @@ impl<'a> Event<'a> {
 }
 
 /// The key's KeyValue as a read at the main revision before the change would find it: not what the
-/// same transaction put before it deleted a range, and, as in etcd, nothing for a change that creates
-/// the key, even if the same transaction deleted it first.
+/// same transaction put before it deleted a range, and, as in etcd, nothing for a change that
+/// creates the key, even if the same transaction deleted it first.
 fn previous<'r>(record: &Record<'_>, revs: &'r RevSnapshot, compacted: i64) -> Option<&'r [u8]> {
     let main = record.revision.main;
     if !i64::try_from(main).is_ok_and(|main| main > compacted) {

@@ -367,7 +367,9 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_a_scan_finds(
-            ops in prop::collection::vec((span(), any::<bool>(), any::<prop::sample::Index>()), 1..80)
+            ops in prop::collection::vec(
+                (span(), any::<bool>(), any::<prop::sample::Index>()), 1..80
+            )
         ) {
             let mut matcher = Matcher::default();
             let mut all: Vec<(WatcherKey, Vec<u8>, End)> = Vec::new();

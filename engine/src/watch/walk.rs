@@ -11,9 +11,9 @@ const BYTES_PER_BUDGET_UNIT: usize = 4096;
 
 impl WatchShard {
     /// Walks what is published and not walked, feeds watchers that lag, sends progress that is due.
-    /// `budget` bounds the work: records looked at plus 4 KiB pieces encoded; a revision is finished
-    /// once begun. True when there is more to do; call it after each View, after taking responses,
-    /// and at [`Self::next_tick_ms`].
+    /// `budget` bounds the work: records looked at plus 4 KiB pieces encoded; a revision is
+    /// finished once begun. True when there is more to do; call it after each View, after taking
+    /// responses, and at [`Self::next_tick_ms`].
     ///
     /// # Panics
     /// When `published` is older than one given before.

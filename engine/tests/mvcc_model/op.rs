@@ -230,8 +230,8 @@ pub enum Step {
     },
 }
 
-/// Ten at most: beyond twelve, Go's sort is not stable, and the model's is (`mvcc/sort.rs` is tested
-/// on its own).
+/// Ten at most: beyond twelve, Go's sort is not stable, and the model's is (`mvcc/sort.rs` is
+/// tested on its own).
 const KEYS: [&[u8]; 9] = [
     b"a", b"a\0", b"ab", b"abc", b"b", b"b\xff", b"c", b"\xff", b"d",
 ];

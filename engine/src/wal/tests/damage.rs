@@ -250,8 +250,8 @@ fn write_that_lands_late_changes_nothing() {
     }
 }
 
-/// A torn frame behind which others of its run are whole: they were cut, in their segment and in the
-/// next one, and stay cut while the log grows over their LSNs and their files are recycled.
+/// A torn frame behind which others of its run are whole: they were cut, in their segment and in
+/// the next one, and stay cut while the log grows over their LSNs and their files are recycled.
 #[test]
 fn what_was_cut_stays_cut() {
     let mut direct = Direct::new();
@@ -418,8 +418,8 @@ fn names_are_made_durable_before_they_are_relied_on() {
     }
 }
 
-/// Three frames in flight at once, of which none vouches for another; the third is alone in the second
-/// segment.
+/// Three frames in flight at once, of which none vouches for another; the third is alone in the
+/// second segment.
 fn three_in_flight() -> Direct {
     let mut direct = Direct::new();
     let payload = vec![5; Wal::payload_bytes_max(&LIMITS)];

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"ringkv.dev/judges/internal/mutant"
+	"ringkv.dev/judges/internal/notyet"
 	"ringkv.dev/judges/internal/proc"
 	"ringkv.dev/judges/internal/report"
 )
@@ -101,11 +102,12 @@ func next[T any](p *probe, ch <-chan T) T {
 	panic("unreachable")
 }
 
-// host is a running server and the options of its clients.
+// host is a running server, the options of its clients and what they met left out.
 type host struct {
 	*proc.Server
 	*tools
 	dial []grpc.DialOption
+	seen notyet.Seen
 }
 
 // tools are the paths and ports of what a check starts besides.
@@ -118,7 +120,7 @@ func (h *host) client(endpoint string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
 		Endpoints: []string{
 			endpoint,
-		}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: h.dial,
+		}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: slices.Concat(h.dial, []grpc.DialOption{h.seen.Option()}),
 	})
 }
 
@@ -154,42 +156,54 @@ func main() {
 		false,
 		"alter the server's answers and pass only if each alteration is noticed",
 	)
+	list := flag.String("not-yet", "not-yet.txt", "RPCs that the server may leave out")
 	verbose := flag.Bool("v", false, "say how long each check took")
 	flag.IntVar(&with.ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
 	flag.Parse()
 	if *server == "" {
 		*server = with.stock
 	}
+	missing, err := notyet.Load(*list, *server, with.stock)
+	if err != nil {
+		report.Fatal(err)
+	}
 	var table report.Table
+	r := run{with: &with, only: *only, verbose: *verbose}
 	if *control {
 		for _, m := range mutant.All {
 			if slices.Contains(unnoticeable, m.Name) {
 				continue
 			}
 			var noticed report.Table
-			runAll("altered "+m.Name, *server, *only, &with, m.Options(1), &noticed, *verbose)
+			r.all("altered "+m.Name, *server, missing, m.Options(1), &noticed)
 			noticed.Control(m.Name)
 			table.Add(&noticed)
 		}
 		table.Exit()
 	}
-	runAll("stock", with.stock, *only, &with, nil, &table, *verbose)
-	runAll("server", *server, *only, &with, nil, &table, *verbose)
+	r.all("stock", with.stock, nil, nil, &table)
+	r.all("server", *server, missing, nil, &table)
 	table.Exit()
 }
 
-// runAll runs the checks on a fresh server; with altered answers only up to the first that fails.
-func runAll(
-	label, path, only string,
-	with *tools,
+// run is what the flags say of all servers.
+type run struct {
+	with    *tools
+	only    string
+	verbose bool
+}
+
+// all runs the checks on a fresh server; with altered answers only up to the first that fails.
+func (r *run) all(
+	label, path string,
+	missing notyet.List,
 	dial []grpc.DialOption,
 	table *report.Table,
-	verbose bool,
 ) {
 	config, err := proc.NewConfig(
 		path,
 		"clientcheck",
-		&with.ports,
+		&r.with.ports,
 		"--watch-progress-notify-interval="+progressInterval,
 	)
 	if err != nil {
@@ -201,20 +215,23 @@ func runAll(
 		table.Check(label+": start", err)
 		return
 	}
-	h := &host{running, with, dial}
+	h := &host{Server: running, tools: r.with, dial: dial}
 	defer func() { h.Kill() }()
 	for i, c := range checks {
-		if !strings.Contains(c.name, only) {
+		if !strings.Contains(c.name, r.only) {
 			continue
 		}
 		start := time.Now()
 		err := h.run(c, i)
-		table.Check(label+": "+c.name, err)
-		if err != nil && dial != nil {
+		missing.Check(table, label+": "+c.name, err, h.seen.Take())
+		if table.Failed() > 0 && dial != nil {
 			return
 		}
-		if verbose {
+		if r.verbose {
 			fmt.Printf("%s: %s %v\n", label, c.name, time.Since(start).Round(time.Millisecond))
 		}
+	}
+	if dial == nil {
+		missing.Ask(table, h.Endpoint())
 	}
 }

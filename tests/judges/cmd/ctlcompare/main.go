@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"ringkv.dev/judges/internal/masks"
+	"ringkv.dev/judges/internal/notyet"
 	"ringkv.dev/judges/internal/proc"
 	"ringkv.dev/judges/internal/report"
 )
@@ -36,6 +37,7 @@ func main() {
 		false,
 		"damage some of the server's answers and pass only if that is noticed",
 	)
+	list := flag.String("not-yet", "not-yet.txt", "RPCs that the server may leave out")
 	verbose := flag.Bool("v", false, "print each command and its masked output")
 	var ports proc.Ports
 	flag.IntVar(&ports.Base, "port-base", 0, "first port to use (default: the kernel's choice)")
@@ -47,12 +49,16 @@ func main() {
 	if err != nil {
 		report.Fatal(err)
 	}
+	missing, err := notyet.Load(*list, *server, *stock)
+	if err != nil {
+		report.Fatal(err)
+	}
 	steps, err := parse(scriptText)
 	if err != nil {
 		report.Fatal(err)
 	}
 	var table report.Table
-	j := judge{etcdctl: etcdctl, verbose: *verbose, control: *control}
+	j := judge{etcdctl: etcdctl, verbose: *verbose, control: *control, notYet: missing}
 	if err := j.run(*stock, *server, &ports, steps, &table); err != nil {
 		table.Check("servers", err)
 	}
@@ -65,6 +71,7 @@ func main() {
 type judge struct {
 	etcdctl          string
 	verbose, control bool
+	notYet           notyet.List
 }
 
 func (j *judge) run(stock, server string, ports *proc.Ports, steps []step, table *report.Table) error {
@@ -96,9 +103,11 @@ func (j *judge) run(stock, server string, ports *proc.Ports, steps []step, table
 			continue
 		}
 		if err, compared := j.step(st, sides); compared {
-			table.Check(st.String(), err)
+			last := sides[1].last
+			j.notYet.Check(table, st.String(), err, notyet.Named(last.Stdout+last.Stderr))
 		}
 	}
+	j.notYet.Ask(table, sides[1].server.Endpoint())
 	return nil
 }
 
