@@ -181,6 +181,7 @@ impl Machine {
             ArchivedCommand::LeaseGrant { id, ttl } => {
                 let id = id.to_native();
                 let ttl = self.lessor.grant(id, ttl.to_native())?;
+                self.lessor.set_granted_index(id, self.applied);
                 Ok(Outcome::LeaseGrant {
                     id,
                     ttl,
@@ -196,22 +197,27 @@ impl Machine {
             ArchivedCommand::LeaseExpire {
                 ids,
                 term: proposed_in,
+                applied,
             } => {
                 self.lease_changes += 1;
                 // Fenced (I10): what an earlier leader thought expired may have been renewed since.
                 if proposed_in.to_native() == term {
-                    for id in ids.iter() {
-                        // One that a client has revoked meanwhile is gone.
-                        let _ = self.revoke(id.to_native());
+                    for id in ids.iter().map(|id| id.to_native()) {
+                        // One that a client has revoked meanwhile is gone, or granted anew.
+                        if self.lessor.was_granted_by(id, applied.to_native()) {
+                            self.revoke(id).expect("the lease is there");
+                        }
                     }
                 }
                 Ok(Outcome::Done)
             }
-            ArchivedCommand::LeaseCheckpoint { remaining } => {
+            ArchivedCommand::LeaseCheckpoint { remaining, applied } => {
                 self.lease_changes += 1;
                 for pair in remaining.iter() {
-                    self.lessor
-                        .checkpoint(pair.0.to_native(), pair.1.to_native());
+                    let (id, remaining) = (pair.0.to_native(), pair.1.to_native());
+                    if self.lessor.was_granted_by(id, applied.to_native()) {
+                        self.lessor.checkpoint(id, remaining);
+                    }
                 }
                 Ok(Outcome::Done)
             }
@@ -307,4 +313,55 @@ fn txn_puts(txn: &ArchivedTxn<'_>) -> bool {
             ArchivedTxnOp::Txn(nested) => txn_puts(nested),
             _ => false,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Command, Envelope};
+
+    fn apply(machine: &mut Machine, command: Command<'_>) {
+        let record = Envelope {
+            origin: Origin::NONE,
+            command,
+        };
+        let index = machine.applied() + 1;
+        let applied = machine.apply(index, 1, &record.to_bytes(), |_| false);
+        assert_eq!(applied, Ok((Origin::NONE, Outcome::Done)));
+    }
+
+    fn grant(machine: &mut Machine) {
+        let index = machine.applied() + 1;
+        let command = Command::LeaseGrant { id: 7, ttl: 60 };
+        let origin = Origin::NONE;
+        let record = Envelope { origin, command }.to_bytes();
+        machine
+            .apply(index, 1, &record, |_| false)
+            .expect("a record");
+    }
+
+    #[test]
+    fn what_was_meant_for_an_earlier_lease_leaves_one_of_the_same_id_alone() {
+        let limits = Limits::SIM;
+        let lessor = Lessor::new(1, None, &limits);
+        let mut machine = Machine::new(limits, lessor, Members::default());
+        grant(&mut machine);
+        let applied = machine.applied();
+        // The leader sees the lease of now expire while its end and its successor are in the log.
+        machine.lessor.remove(7);
+        grant(&mut machine);
+        let remaining = vec![(7, 5)];
+        let checkpoint = Command::LeaseCheckpoint { remaining, applied };
+        apply(&mut machine, checkpoint);
+        assert_eq!(machine.lessor.get(7).map(|l| l.remaining_ttl()), Some(0));
+        let (ids, term) = (vec![7], 1);
+        let expire = Command::LeaseExpire { ids, term, applied };
+        apply(&mut machine, expire);
+        assert!(machine.lessor.contains(7));
+
+        let (ids, applied) = (vec![7], machine.applied());
+        let expire = Command::LeaseExpire { ids, term, applied };
+        apply(&mut machine, expire);
+        assert!(!machine.lessor.contains(7));
+    }
 }

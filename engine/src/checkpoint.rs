@@ -53,9 +53,10 @@ pub struct Conf {
     pub learners: Vec<MemberId>,
 }
 
-/// A lease as it is kept: id, granted TTL and checkpointed remaining TTL (0 for none), seconds.
+/// A lease as it is kept: id, granted TTL and checkpointed remaining TTL (0 for none), seconds, and
+/// the log index of its grant.
 /// Its keys are those whose newest revision names it.
-type LeaseItem = (LeaseId, i64, i64);
+type LeaseItem = (LeaseId, i64, i64, Index);
 
 /// The state machine as of one applied index; immutable, to be written by any thread.
 pub struct CheckpointImage {
@@ -82,12 +83,17 @@ impl CheckpointImage {
 
 impl Machine {
     /// The state as of now, of which the last entry applied is of `term` and `conf` is raft's
-    /// configuration. Costs a copy of the lease table (24 bytes for each) and of the members; keys
+    /// configuration. Costs a copy of the lease table (32 bytes for each) and of the members; keys
     /// and values are shared.
     #[must_use]
     pub fn image(&self, term: Term, conf: Conf) -> CheckpointImage {
         let lease = |(id, lease): (LeaseId, &crate::lease::Lease)| {
-            (id, lease.granted_ttl(), lease.remaining_ttl())
+            (
+                id,
+                lease.granted_ttl(),
+                lease.remaining_ttl(),
+                lease.granted_index(),
+            )
         };
         CheckpointImage {
             revs: self.store.snapshot(),

@@ -17,7 +17,7 @@ use rkyv::util::AlignedVec;
 use rkyv::with::InlineAsBox;
 use rkyv::{Archive, Serialize};
 
-use crate::types::{LeaseId, MemberId, ShardId};
+use crate::types::{Index, LeaseId, MemberId, ShardId};
 
 /// Where a proposal came from; it is answered by whoever finds its own origin in an applied entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize)]
@@ -90,12 +90,16 @@ pub enum Command<'a> {
     },
     /// The leader's expiry: each lease in its own transaction. `term` fences it: a later leader's
     /// log refuses what an older one thought expired (I10).
+    /// `applied` is what the leader had applied: a lease granted since is another, of the same id.
     LeaseExpire {
         ids: Vec<LeaseId>,
         term: u64,
+        applied: Index,
     },
+    /// `applied` as in `LeaseExpire`.
     LeaseCheckpoint {
         remaining: Vec<(LeaseId, i64)>,
+        applied: Index,
     },
     Alarm {
         action: i32,

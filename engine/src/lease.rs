@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, btree_set};
 
 use crate::error::ApiError;
 use crate::limits::Limits;
-use crate::types::LeaseId;
+use crate::types::{Index, LeaseId};
 
 /// The longest TTL that may be granted, seconds, as in etcd.
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
@@ -46,6 +46,7 @@ pub const fn min_ttl_seconds(election_ticks: u32, heartbeat_ms: u32) -> i64 {
 pub struct Lease {
     ttl: i64,
     remaining: i64,
+    granted_index: Index,
     keys: BTreeSet<Box<[u8]>>,
 }
 
@@ -60,6 +61,12 @@ impl Lease {
     #[must_use]
     pub fn remaining_ttl(&self) -> i64 {
         self.remaining
+    }
+
+    /// Log index of the grant.
+    #[must_use]
+    pub fn granted_index(&self) -> Index {
+        self.granted_index
     }
 
     /// Attached keys in key order.
@@ -208,6 +215,7 @@ impl Lessor {
         let lease = Lease {
             ttl,
             remaining: 0,
+            granted_index: 0,
             keys: BTreeSet::new(),
         };
         self.leases.insert(id, lease);
@@ -215,6 +223,22 @@ impl Lessor {
             primary.unstarted.push(id);
         }
         Ok(ttl)
+    }
+
+    /// Notes by which log entry the lease was granted: it tells it from an earlier one of the same id.
+    ///
+    /// # Panics
+    /// When there is no such lease.
+    pub fn set_granted_index(&mut self, id: LeaseId, index: Index) {
+        let lease = self.leases.get_mut(&id).expect("just granted");
+        lease.granted_index = index;
+    }
+
+    /// Whether there is such a lease, granted by entry `index` or before.
+    #[must_use]
+    pub fn was_granted_by(&self, id: LeaseId, index: Index) -> bool {
+        let lease = self.leases.get(&id);
+        lease.is_some_and(|lease| lease.granted_index <= index)
     }
 
     /// Takes over a lease from a checkpoint: its TTL as granted, whatever the minimum is by now,

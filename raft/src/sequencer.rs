@@ -470,7 +470,12 @@ impl Sequencer {
         if !ids.is_empty() {
             let term = self.node.term();
             let retry = ids.clone();
-            if !self.propose_own(Command::LeaseExpire { ids, term }) {
+            let expire = Command::LeaseExpire {
+                ids,
+                term,
+                applied: self.machine.applied(),
+            };
+            if !self.propose_own(expire) {
                 for id in retry {
                     self.machine
                         .lessor
@@ -482,7 +487,8 @@ impl Sequencer {
         let remaining = self.machine.lessor.due_checkpoints(now_ms, max);
         if !remaining.is_empty() {
             // One that is dropped is due again an interval later.
-            let _ = self.propose_own(Command::LeaseCheckpoint { remaining });
+            let applied = self.machine.applied();
+            let _ = self.propose_own(Command::LeaseCheckpoint { remaining, applied });
         }
     }
 
@@ -545,7 +551,8 @@ impl Sequencer {
                 // The first to wait proposes for all.
                 if waiting.len() == 1 {
                     let remaining = vec![(id, 0)];
-                    let _ = self.propose_own(Command::LeaseCheckpoint { remaining });
+                    let applied = self.machine.applied();
+                    let _ = self.propose_own(Command::LeaseCheckpoint { remaining, applied });
                 }
                 return;
             }

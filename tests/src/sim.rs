@@ -302,7 +302,12 @@ impl Sim {
         // An answer is as of before the step, or as of after it.
         for (ask, answer) in wrong {
             let right = self.ledger.is_right(ask, &answer, self.clock_ms);
-            assert!(right, "{ask:?} is answered {answer:?}");
+            assert!(
+                right,
+                "{ask:?} is answered {answer:?} at {}; {}",
+                self.clock_ms,
+                self.ledger.promise(ask)
+            );
         }
         let view_applied = self.process.view.pin(|view, _| view.applied);
         assert_eq!(view_applied, status.applied, "what is applied is published");
@@ -381,7 +386,7 @@ impl Sim {
             let bytes = u32_at(at) as usize;
             let (index, term) = (u64_at(at + 8), u64_at(at + 16));
             let payload = &frame[at + RECORD_HEADER_BYTES..][..bytes];
-            self.ledger.submitted(index, term, payload, self.clock_ms);
+            self.ledger.submitted(index, term, payload);
             last = Some(index);
             at += record_bytes(bytes);
         }

@@ -6,7 +6,7 @@
 //! 0 kind u8 | 1 len u32 | 5 body, len bytes
 //! Meta      revision u64, compacted i64, applied u64, term u64     first of all
 //! Hash      hash u32, compacted i64, revision u64                  oldest first
-//! Lease     id i64, ttl i64, remaining i64                         by id
+//! Lease     id i64, ttl i64, remaining i64, granted index u64      by id
 //! Alarm     member u64, alarm i32
 //! Member    id u64, learner u8, name, peer_urls, client_urls       by id
 //! Version   text                                                   cluster version, if known
@@ -94,13 +94,14 @@ pub fn of_state(image: &CheckpointImage, nth: usize) -> Option<Vec<u8>> {
         return Some(hash(&image.hashes[i]));
     }
     if let Some(i) = within(image.leases.len()) {
-        let (id, ttl, remaining) = image.leases[i];
+        let (id, ttl, remaining, granted_index) = image.leases[i];
         return Some(item(
             LEASE,
             &[
                 &id.to_le_bytes(),
                 &ttl.to_le_bytes(),
                 &remaining.to_le_bytes(),
+                &granted_index.to_le_bytes(),
             ],
         ));
     }
@@ -262,7 +263,7 @@ pub fn decode(bytes: &[u8]) -> Option<Item<'_>> {
             compacted: r.i64()?,
             revision: r.u64()?,
         }),
-        LEASE => Item::Lease((r.i64()?, r.i64()?, r.i64()?)),
+        LEASE => Item::Lease((r.i64()?, r.i64()?, r.i64()?, r.u64()?)),
         ALARM => Item::Alarm(r.u64()?, i32::from_le_bytes(r.array()?)),
         MEMBER => {
             let id = r.u64()?;

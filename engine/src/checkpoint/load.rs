@@ -217,10 +217,11 @@ impl Loading {
                 });
             }
             Item::Hash(hash) => self.hashes.push(hash),
-            Item::Lease((id, ttl, remaining)) => machine
-                .lessor
-                .restore(id, ttl, remaining)
-                .map_err(|_| "a lease that cannot be")?,
+            Item::Lease((id, ttl, remaining, granted_index)) => {
+                let restored = machine.lessor.restore(id, ttl, remaining);
+                restored.map_err(|_| "a lease that cannot be")?;
+                machine.lessor.set_granted_index(id, granted_index);
+            }
             Item::Alarm(member, alarm) => {
                 machine.alarms.activate(member, alarm);
             }

@@ -194,9 +194,11 @@ impl Change {
             Self::Expire { ids, fenced } => Command::LeaseExpire {
                 ids: ids.clone(),
                 term: crate::TERM - u64::from(*fenced),
+                applied: u64::MAX,
             },
             Self::Remaining { id, ttl } => Command::LeaseCheckpoint {
                 remaining: vec![(*id, *ttl)],
+                applied: u64::MAX,
             },
             Self::Alarm { action, alarm } => Command::Alarm {
                 action: *action,

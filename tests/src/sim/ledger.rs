@@ -64,28 +64,29 @@ impl Ledger {
     }
 
     /// A frame with this entry is on its way to the device.
-    pub fn submitted(&mut self, index: Index, term: u64, payload: &[u8], now_ms: u64) {
+    pub fn submitted(&mut self, index: Index, term: u64, payload: &[u8]) {
         assert_eq!(index, self.last_index() + 1, "the log has no gap");
         let payload = payload.to_vec();
-        if !payload.is_empty() {
-            let envelope = command::check(&payload).expect("what is in the log is ours");
-            if let ArchivedCommand::LeaseExpire { ids, .. } = &envelope.command {
-                for id in ids.iter() {
-                    self.check_expiry(id.to_native(), now_ms);
-                }
-            }
-        }
         self.log.insert(index, Logged { term, payload });
     }
 
-    fn check_expiry(&self, id: LeaseId, now_ms: u64) {
-        if let Some(life) = self.lives.get(&id)
-            && self.model.leases.contains_key(&id)
-        {
-            let until_ms = life.from_ms + life.ttl as u64 * 1000;
+    /// The entry just replayed has ended no lease before its time, but at a client's word.
+    fn check_expiries(&self, index: Index, now_ms: u64) {
+        let payload = &self.log[&index].payload;
+        if payload.is_empty() {
+            return;
+        }
+        let envelope = command::check(payload).expect("what is in the log is ours");
+        let ArchivedCommand::LeaseExpire { ids, .. } = &envelope.command else {
+            return;
+        };
+        for id in ids.iter().map(|id| id.to_native()) {
+            let ended = !self.model.leases.contains_key(&id);
+            let life = self.lives.get(&id).filter(|_| ended);
+            let until_ms = life.map_or(0, |life| life.from_ms + life.ttl as u64 * 1000);
             assert!(
                 now_ms >= until_ms,
-                "lease {id} expires at {now_ms}, not {until_ms}"
+                "lease {id} ends at {now_ms}, not {until_ms}"
             );
         }
     }
@@ -135,6 +136,7 @@ impl Ledger {
             let index = self.model.applied + 1;
             let Logged { term, payload } = &self.log[&index];
             let (origin, outcome) = self.model.apply(index, *term, payload);
+            self.check_expiries(index, now_ms);
             if let Outcome::LeaseGrant { id, ttl, .. } = outcome {
                 let from_ms = now_ms;
                 self.lives.insert(id, Life { from_ms, ttl });
@@ -203,6 +205,18 @@ impl Ledger {
             }
             _ => false,
         }
+    }
+
+    /// What is known of the lease that a question is about, for a failure's text.
+    #[must_use]
+    pub fn promise(&self, ask: LeaseAsk) -> String {
+        let (LeaseAsk::KeepAlive(id) | LeaseAsk::TimeToLive(id, _)) = ask else {
+            return format!("there are {:?}", self.model.leases.keys());
+        };
+        let lease = self.model.leases.get(&id);
+        let lease = lease.map(|lease| (lease.ttl, lease.remaining, &lease.keys));
+        let life = self.lives.get(&id).map(|life| (life.from_ms, life.ttl));
+        format!("TTL, remaining, keys {lease:?}; since when and TTL {life:?}")
     }
 
     /// A client was told that its lease runs anew.

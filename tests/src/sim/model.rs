@@ -35,6 +35,8 @@ pub struct ModelLease {
     pub ttl: i64,
     /// Checkpointed remaining TTL, seconds; 0 for none.
     pub remaining: i64,
+    /// Log index of its grant.
+    pub granted_index: Index,
     /// Keys that hang on it.
     pub keys: BTreeSet<Vec<u8>>,
 }
@@ -116,6 +118,7 @@ impl Model {
                 }
                 let lease = ModelLease {
                     ttl,
+                    granted_index: self.applied,
                     ..ModelLease::default()
                 };
                 self.leases.insert(id, lease);
@@ -131,22 +134,36 @@ impl Model {
                     revision: self.revision,
                 }
             }
-            ArchivedCommand::LeaseExpire { ids, term: of } => {
-                for id in ids.iter().filter(|_| of.to_native() == term) {
-                    let _ = self.revoke(id.to_native());
+            ArchivedCommand::LeaseExpire {
+                ids,
+                term: of,
+                applied,
+            } => {
+                let by = applied.to_native();
+                for id in ids.iter().map(|id| id.to_native()) {
+                    if of.to_native() == term && self.was_granted_by(id, by) {
+                        self.revoke(id)?;
+                    }
                 }
                 Outcome::Done
             }
-            ArchivedCommand::LeaseCheckpoint { remaining } => {
+            ArchivedCommand::LeaseCheckpoint { remaining, applied } => {
                 for pair in remaining.iter() {
-                    if let Some(lease) = self.leases.get_mut(&pair.0.to_native()) {
-                        lease.remaining = pair.1.to_native().clamp(0, lease.ttl);
+                    let (id, remaining) = (pair.0.to_native(), pair.1.to_native());
+                    if self.was_granted_by(id, applied.to_native()) {
+                        let lease = self.leases.get_mut(&id).expect("just seen");
+                        lease.remaining = remaining.clamp(0, lease.ttl);
                     }
                 }
                 Outcome::Done
             }
             _ => panic!("no client of the simulation asks for this"),
         })
+    }
+
+    fn was_granted_by(&self, id: LeaseId, index: Index) -> bool {
+        let lease = self.leases.get(&id);
+        lease.is_some_and(|lease| lease.granted_index <= index)
     }
 
     /// A revoke is a transaction of its own, also within an expiry of several.
