@@ -30,8 +30,8 @@ use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, 
 use crate::node::Node;
 use crate::read::Reads;
 
-/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth of
-/// the frame.
+/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth
+/// of the frame.
 const FRAME_RESERVE_BYTES_MAX: usize = 32 << 10;
 
 /// What happens to the sequencer.
