@@ -498,11 +498,13 @@ fn every_file_is_compiled() {
 
 fn is_root(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    match parts[..] {
-        [_, "build.rs"] | [_, "src", "lib.rs" | "main.rs"] => true,
-        [_, "src", "bin", _] | [_, "tests" | "benches" | "examples", _] => true,
-        _ => false,
-    }
+    matches!(
+        parts[..],
+        [_, "build.rs"]
+            | [_, "src", "lib.rs" | "main.rs"]
+            | [_, "src", "bin", _]
+            | [_, "tests" | "benches" | "examples", _]
+    )
 }
 
 /// The scanner itself, on what it could get wrong.
