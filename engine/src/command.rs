@@ -13,6 +13,7 @@
 )]
 
 use bytes::Bytes;
+use rkyv::rancor::Failure;
 use rkyv::util::AlignedVec;
 use rkyv::with::InlineAsBox;
 use rkyv::{Archive, Serialize};
@@ -240,8 +241,7 @@ impl Envelope<'_> {
     /// The archive of one record, for what the sequencer itself proposes.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
-        let archive =
-            rkyv::to_bytes::<rkyv::rancor::Error>(self).expect("memory is the only limit");
+        let archive = rkyv::to_bytes::<Failure>(self).expect("memory is the only limit");
         Bytes::from_owner(archive)
     }
 }
@@ -251,7 +251,7 @@ impl Envelope<'_> {
 /// # Errors
 /// [`BadRecord`] when it is not.
 pub fn check(record: &[u8]) -> Result<&ArchivedEnvelope<'_>, BadRecord> {
-    rkyv::access::<ArchivedEnvelope<'_>, rkyv::rancor::Error>(record).map_err(|_| BadRecord)
+    rkyv::access::<ArchivedEnvelope<'_>, Failure>(record).map_err(|_| BadRecord)
 }
 
 /// Bytes before each record of a batch: its length, little endian.
@@ -279,7 +279,7 @@ impl BatchWriter {
         self.buffer.extend_from_slice(&[0; PREFIX_BYTES]);
         let buffer = core::mem::take(&mut self.buffer);
         // Positions inside an archive are relative, so a record may begin anywhere.
-        self.buffer = rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Error>(envelope, buffer)
+        self.buffer = rkyv::api::high::to_bytes_in::<_, Failure>(envelope, buffer)
             .expect("memory is the only limit");
         let len = self.buffer.len() - start - PREFIX_BYTES;
         let len = u32::try_from(len).expect("bounded by the request size");

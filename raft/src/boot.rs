@@ -1,11 +1,11 @@
 //! What a member is before its first entry, and how it goes on after a crash.
 //!
-//! Ids are etcd's: a member's is the first 8 bytes of a SHA-1 over its peer URLs, sorted and joined, and
-//! the cluster token; the cluster's likewise over the member ids in order.
+//! Ids are etcd's: a member's is the first 8 bytes of a SHA-1 over its peer URLs, sorted and
+//! joined, and the cluster token; the cluster's likewise over the member ids in order.
 //!
-//! [`bootstrap`] makes a data dir that holds a new cluster; [`restart`] brings a member back from any
-//! data dir: checkpoint, log, raft node, sequencer. Both are blocking, run before anything is served,
-//! and change nothing that they could not do again after a crash.
+//! [`bootstrap`] makes a data dir that holds a new cluster; [`restart`] brings a member back from
+//! any data dir: checkpoint, log, raft node, sequencer. Both are blocking, run before anything is
+//! served, and change nothing that they could not do again after a crash.
 //!
 //! Not here: where the data dir is, its lock, flags, what an operator is told.
 

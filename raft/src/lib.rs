@@ -6,8 +6,8 @@
 //! the layer order.
 #![forbid(unsafe_code)]
 
-pub mod boot;
 pub mod log;
 pub mod node;
 pub mod read;
 pub mod sequencer;
+pub mod boot;

@@ -30,8 +30,8 @@ use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, 
 use crate::node::Node;
 use crate::read::Reads;
 
-/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth of
-/// the frame.
+/// Room of the open frame kept for entries of raft's and our own making, bytes; at most an eighth
+/// of the frame.
 const FRAME_RESERVE_BYTES_MAX: usize = 32 << 10;
 
 /// What happens to the sequencer.
@@ -283,9 +283,8 @@ impl Sequencer {
         }
         if self.machine.applied() > applied_before {
             self.publish(actions);
-            self.node
-                .log_mut()
-                .trim(self.machine.applied(), self.limits.raft_tail_bytes_max);
+            let tail_bytes = self.tail_bytes_max();
+            self.node.log_mut().trim(self.machine.applied(), tail_bytes);
         }
         self.retry_parked(now_ms, actions);
         if self.machine.lessor.is_primary() {
@@ -419,6 +418,16 @@ impl Sequencer {
             .expect("records are checked where they enter");
         if ours(origin) && origin.sequence != 0 {
             actions.results.push((origin.sequence, outcome));
+        }
+    }
+
+    /// Applied entries stay in RAM for followers; where there are none, memory that is used again at
+    /// once is warm.
+    fn tail_bytes_max(&self) -> usize {
+        if self.conf.voters.len() == 1 && self.conf.learners.is_empty() {
+            0
+        } else {
+            self.limits.raft_tail_bytes_max
         }
     }
 

@@ -1,14 +1,14 @@
 //! One whole member, simulated: sequencer, log, checkpoints and state machine on a disk that fails,
 //! with clients, on one thread, under a virtual clock; everything follows from a seed.
 //!
-//! A [`run`] lets clients of three shards work while frames complete late and out of order, segments
-//! get ready late, checkpoints and compactions go on step by step, space runs out, and the power or
-//! the process fails again and again, also amid a checkpoint or amid a start. After each failure the
-//! member comes back by the real recovery. The [`ledger`] checks all it does against what the
-//! simulation saw go to the device, and against a naive [`model`].
+//! A [`run`] lets clients of three shards work while frames complete late and out of order,
+//! segments get ready late, checkpoints and compactions go on step by step, space runs out, and the
+//! power or the process fails again and again, also amid a checkpoint or amid a start. After each
+//! failure the member comes back by the real recovery. The [`ledger`] checks all it does against
+//! what the simulation saw go to the device, and against a naive [`model`].
 //!
-//! A [`Plant`] is a bug put between the parts, where the glue of a server could have it: the checkers
-//! must find each.
+//! A [`Plant`] is a bug put between the parts, where the glue of a server could have it: the
+//! checkers must find each.
 
 pub mod ledger;
 pub mod model;

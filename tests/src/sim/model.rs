@@ -1,7 +1,7 @@
 //! The state machine, naively: replays log entries over maps and keeps every revision for ever.
 //!
-//! It shares with the engine the decoding of records and nothing else; it takes the commands that the
-//! simulation's clients and the sequencer make, and panics at others.
+//! It shares with the engine the decoding of records and nothing else; it takes the commands that
+//! the simulation's clients and the sequencer make, and panics at others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
