@@ -111,10 +111,7 @@ impl Ledger {
                 entry.index
             );
         }
-        assert!(
-            last <= self.last_index().max(0),
-            "more than was ever written"
-        );
+        assert!(last <= self.last_index(), "more than was ever written");
         let _ = self.log.split_off(&(last + 1));
     }
 
