@@ -199,15 +199,9 @@ impl Machine {
                 term: proposed_in,
                 applied,
             } => {
-                self.lease_changes += 1;
                 // Fenced (I10): what an earlier leader thought expired may have been renewed since.
                 if proposed_in.to_native() == term {
-                    for id in ids.iter().map(|id| id.to_native()) {
-                        // One that a client has revoked meanwhile is gone, or granted anew.
-                        if self.lessor.was_granted_by(id, applied.to_native()) {
-                            self.revoke(id).expect("the lease is there");
-                        }
-                    }
+                    self.expire(ids.iter().map(|id| id.to_native()), applied.to_native());
                 }
                 Ok(Outcome::Done)
             }
@@ -271,6 +265,17 @@ impl Machine {
         executor.delete_keys(keys);
         executor.commit();
         Ok(())
+    }
+
+    /// Ends leases that had expired as of `applied`, each in a transaction of its own.
+    fn expire(&mut self, ids: impl Iterator<Item = LeaseId>, applied: Index) {
+        self.lease_changes += 1;
+        for id in ids {
+            // One that a client has revoked meanwhile is gone, or granted anew.
+            if self.lessor.was_granted_by(id, applied) {
+                self.revoke(id).expect("the lease is there");
+            }
+        }
     }
 
     fn alarm(&mut self, action: i32, member: MemberId, alarm: i32) -> Vec<(MemberId, i32)> {

@@ -31,7 +31,7 @@ const HASHES_MAX: usize = 10;
 
 /// What the quota counts for a store without revisions, bytes: etcdctl divides by the size it is
 /// told, and etcd's own is never 0.
-const EMPTY_BYTES: u64 = 16 << 10;
+pub const EMPTY_BYTES: u64 = 16 << 10;
 
 /// The store as of one applied batch: immutable, shared by all cores.
 pub struct View {

@@ -22,9 +22,9 @@ use ringkv_engine::index::Reader;
 use ringkv_engine::lease::Lessor;
 use ringkv_engine::limits::Limits;
 use ringkv_engine::members::Members;
-use ringkv_engine::mvcc::View;
 use ringkv_engine::mvcc::hash::{HashScan, KvHash};
 use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
+use ringkv_engine::mvcc::{EMPTY_BYTES, View};
 use ringkv_engine::txn;
 
 /// Term of all entries.
@@ -250,7 +250,8 @@ impl Pair {
         );
         self.reader.pin(|view, _| {
             assert_eq!(view.pruned, self.model.compacted);
-            assert_eq!(view.bytes, self.model.bytes(view.compacted));
+            let revisions = self.model.bytes(view.compacted);
+            assert_eq!(view.bytes, EMPTY_BYTES + revisions);
         });
     }
 
