@@ -18,6 +18,7 @@ pub mod datadir;
 pub mod disk;
 pub mod shard;
 pub mod seq;
+pub mod periodic;
 pub mod convert;
 pub mod guard;
 pub mod maintenance;

@@ -246,6 +246,30 @@ impl Drop for Counted {
     }
 }
 
+/// Listens on all `ports`; the tasks accept until they are cancelled ([`close`]).
+///
+/// # Errors
+/// Go's text for one that cannot be bound.
+pub fn accept_all<N: Services + Member>(
+    ports: Vec<Port>,
+    own: &Rc<Connections<N>>,
+    others: Vec<ConnectedSender<Accepted>>,
+) -> Result<Vec<Task<()>>, String> {
+    let others = Rc::new(others);
+    let start = |port: Port| {
+        let listener =
+            TcpListener::bind(port.address).map_err(|error| port.bind_error(error.into()))?;
+        let (own, others) = (Rc::clone(own), Rc::clone(&others));
+        Ok(glommio::spawn_local(accept(
+            listener,
+            port.traffic,
+            own,
+            others,
+        )))
+    };
+    ports.into_iter().map(start).collect()
+}
+
 /// Accepts on one port until cancelled. `others` lead to shards 1 and up.
 pub async fn accept<N: Services + Member>(
     listener: TcpListener,

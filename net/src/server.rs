@@ -16,7 +16,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_channel::oneshot;
 use glommio::channels::shared_channel::{SharedReceiver, SharedSender, new_bounded};
-use glommio::net::TcpListener;
 use glommio::{
     ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, Task, executor,
     spawn_local, spawn_local_into,
@@ -30,7 +29,7 @@ use ringkv_raft::sequencer::{Identity, Sequencer};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::Config;
+use crate::config::{AutoCompaction, Config};
 use crate::datadir::DataDir;
 use crate::disk::{FrameWriter, SyncMode, probe_sync_mode};
 use crate::front::{Drain, FrontSettings};
@@ -40,6 +39,7 @@ use crate::lease::IdSource;
 use crate::listen::{self, Accepted, Connections, Loads, Port};
 use crate::log;
 use crate::node::{Node, Settings};
+use crate::periodic;
 use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
 use crate::watch::Watching;
@@ -202,6 +202,7 @@ struct Home {
     data_dir: PathBuf,
     unsafe_no_fsync: bool,
     heartbeat: Duration,
+    auto_compaction: AutoCompaction,
     name: String,
     client_urls: Vec<String>,
 }
@@ -238,6 +239,7 @@ fn start(
         data_dir: data_dir.path().to_owned(),
         unsafe_no_fsync: config.unsafe_no_fsync,
         heartbeat: config.heartbeat_interval,
+        auto_compaction: config.auto_compaction,
         name: config.name.clone(),
         client_urls: config
             .advertise_client_urls
@@ -423,23 +425,18 @@ async fn run_home(
         )));
         return;
     }
+    spawn(periodic::auto_compact(
+        Rc::clone(&shard),
+        home.auto_compaction,
+    ));
     let connections = common.connections(0, &shard);
-    let others = Rc::new(others);
-    let mut accepting: Vec<Task<()>> = Vec::with_capacity(home.ports.len());
-    for port in home.ports {
-        match TcpListener::bind(port.address) {
-            Ok(listener) => accepting.push(spawn_local(listen::accept(
-                listener,
-                port.traffic,
-                Rc::clone(&connections),
-                Rc::clone(&others),
-            ))),
-            Err(error) => {
-                let _ = ready.send(Err(port.bind_error(error.into())));
-                return;
-            }
+    let accepting = match listen::accept_all(home.ports, &connections, others) {
+        Ok(accepting) => accepting,
+        Err(reason) => {
+            let _ = ready.send(Err(reason));
+            return;
         }
-    }
+    };
     let _ = ready.send(Ok(()));
     let _ = stop.await;
     listen::close(accepting).await;

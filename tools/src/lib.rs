@@ -1,2 +1,2 @@
-//! ringkv-tools
+//! Tools for operators, beside the server; stock etcdctl is the client.
 #![forbid(unsafe_code)]

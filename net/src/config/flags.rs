@@ -146,9 +146,9 @@ flags! {
         "Directory of all data of this member; empty means ${name}.etcd.";
     Member Refused Text, "wal-dir" = "":
         "Directory for the write-ahead log alone.";
-    Member Supported Uint64, "snapshot-count" = "10000":
+    Member Ignored Uint64, "snapshot-count" = "10000":
         "Committed entries after which a snapshot is taken.";
-    Member Supported Uint64, "snapshot-catchup-entries" = "5000":
+    Member Ignored Uint64, "snapshot-catchup-entries" = "5000":
         "Entries kept behind a snapshot for slow followers.";
     Member Supported Uint, "heartbeat-interval" = "100":
         "Time between heartbeats, milliseconds.";
@@ -193,7 +193,7 @@ flags! {
         "Time for a client to answer that ping; 0 disables.";
     Member Supported Bool, "socket-reuse-port" = "false":
         "Set SO_REUSEPORT, so that another process may listen on the same port.";
-    Member Supported Bool, "socket-reuse-address" = "false":
+    Member Ignored Bool, "socket-reuse-address" = "false":
         "Set SO_REUSEADDR, so that a port in TIME_WAIT can be bound.";
     Member Ignored Bool, "enable-grpc-gateway" = "true":
         "Serve the JSON gateway under /v3/.";
@@ -201,7 +201,7 @@ flags! {
         "Read timeout of connections between members.";
     Member Ignored Duration, "raft-write-timeout" = "5s":
         "Write timeout of connections between members.";
-    Member Supported Gates, "feature-gates" = "":
+    Member Ignored Gates, "feature-gates" = "":
         "Features to switch, as Name=true|false: CompactHashCheck, FastLeaseKeepAlive, "
         "InitialCorruptCheck, LeaseCheckpoint, LeaseCheckpointPersist, PriorityRequest, "
         "SetMemberLocalAddr, StopGRPCServiceOnDefrag, TxnModeWriteWithSharedBuffer.";
@@ -221,9 +221,9 @@ flags! {
         "Keeps clusters apart that are started from the same configuration.";
     Clustering Supported Urls, "advertise-client-urls" = "http://localhost:2379":
         "This member's client URLs as clients reach them; required with --listen-client-urls.";
-    Clustering Supported Bool, "strict-reconfig-check" = "true":
+    Clustering Ignored Bool, "strict-reconfig-check" = "true":
         "Refuse membership changes that would lose the quorum.";
-    Clustering Supported Bool, "pre-vote" = "true":
+    Clustering Ignored Bool, "pre-vote" = "true":
         "Ask before an election, so that a returning member disturbs nobody.";
     Clustering Supported Text, "auto-compaction-retention" = "0":
         "History that automatic compaction keeps: hours or a duration, or a number of "
@@ -234,7 +234,7 @@ flags! {
         Choice(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"]),
         "v2-deprecation" = "write-only":
         "Phase of the removal of etcd's v2 store. Deprecated, to be removed in 3.8.";
-    Clustering Supported Int, "max-learners" = "1":
+    Clustering Ignored Int, "max-learners" = "1":
         "Learners allowed in the cluster.";
 
     Discovery Refused Text, "discovery-token" = "":
@@ -332,7 +332,7 @@ flags! {
 
     Monitoring Ignored Bool, "enable-pprof" = "false":
         "Serve Go's profiles under /debug/pprof/.";
-    Monitoring Supported Text, "metrics" = "basic":
+    Monitoring Ignored Text, "metrics" = "basic":
         "'basic', or 'extensive' for histograms of each gRPC method.";
     Monitoring Supported Urls, "listen-metrics-urls" = "":
         "URLs to listen on for /metrics and /health alone.";
@@ -350,9 +350,9 @@ flags! {
     Logging Ignored Text, "log-rotation-config-json" =
         r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#:
         "How the log file is rotated.";
-    Logging Supported Duration, "warning-unary-request-duration" = "300ms":
+    Logging Ignored Duration, "warning-unary-request-duration" = "300ms":
         "Unary requests that take longer are logged.";
-    Logging Supported Duration, "warning-apply-duration" = "100ms":
+    Logging Ignored Duration, "warning-apply-duration" = "100ms":
         "Applied entries that take longer are logged.";
 
     Tracing Ignored Bool, "enable-distributed-tracing" = "false":
@@ -370,9 +370,9 @@ flags! {
         "Time between checks for corruption in the cluster; 0 disables.";
     Features Ignored Duration, "compact-hash-check-time" = "1m":
         "Time between checks of compaction hashes.";
-    Features Supported Int, "compaction-batch-limit" = "0":
+    Features Ignored Int, "compaction-batch-limit" = "0":
         "Revisions deleted in one step of a compaction; 0 means 1000.";
-    Features Supported Duration, "compaction-sleep-interval" = "0s":
+    Features Ignored Duration, "compaction-sleep-interval" = "0s":
         "Pause between two steps of a compaction; 0 means 10 ms.";
     Features Supported Duration, "watch-progress-notify-interval" = "0s":
         "Time between progress notifications of idle watches; 0 means 10 minutes.";

@@ -280,7 +280,7 @@ fn flags_of_older_etcds_are_taken_with_a_warning() {
         "--experimental-long-gone",
         "--feature-gates=FastLeaseKeepAlive=false",
     ]);
-    assert_eq!(warnings.len(), 5);
+    assert_eq!(warnings.len(), 6);
     assert_eq!(
         config.watch_progress_notify_interval,
         Duration::from_mins(1)
