@@ -199,26 +199,16 @@ impl Machine {
                 term: proposed_in,
                 applied,
             } => {
-                self.lease_changes += 1;
                 // Fenced (I10): what an earlier leader thought expired may have been renewed since.
-                if proposed_in.to_native() == term {
-                    for id in ids.iter().map(|id| id.to_native()) {
-                        // One that a client has revoked meanwhile is gone, or granted anew.
-                        if self.lessor.was_granted_by(id, applied.to_native()) {
-                            self.revoke(id).expect("the lease is there");
-                        }
-                    }
-                }
+                let current = proposed_in.to_native() == term;
+                let ids = ids.iter().map(|id| id.to_native()).filter(|_| current);
+                self.expire(ids, applied.to_native());
                 Ok(Outcome::Done)
             }
             ArchivedCommand::LeaseCheckpoint { remaining, applied } => {
-                self.lease_changes += 1;
-                for pair in remaining.iter() {
-                    let (id, remaining) = (pair.0.to_native(), pair.1.to_native());
-                    if self.lessor.was_granted_by(id, applied.to_native()) {
-                        self.lessor.checkpoint(id, remaining);
-                    }
-                }
+                let remaining = remaining.iter();
+                let remaining = remaining.map(|pair| (pair.0.to_native(), pair.1.to_native()));
+                self.checkpoint_leases(remaining, applied.to_native());
                 Ok(Outcome::Done)
             }
             ArchivedCommand::Alarm {
@@ -271,6 +261,31 @@ impl Machine {
         executor.delete_keys(keys);
         executor.commit();
         Ok(())
+    }
+
+    /// Ends leases that had expired when `applied` was. One that a client has revoked meanwhile is
+    /// gone, or granted anew.
+    fn expire(&mut self, ids: impl Iterator<Item = LeaseId>, applied: Index) {
+        self.lease_changes += 1;
+        for id in ids {
+            if self.lessor.was_granted_by(id, applied) {
+                self.revoke(id).expect("the lease is there");
+            }
+        }
+    }
+
+    /// Notes what leases had left when `applied` was.
+    fn checkpoint_leases(
+        &mut self,
+        remaining: impl Iterator<Item = (LeaseId, i64)>,
+        applied: Index,
+    ) {
+        self.lease_changes += 1;
+        for (id, remaining) in remaining {
+            if self.lessor.was_granted_by(id, applied) {
+                self.lessor.checkpoint(id, remaining);
+            }
+        }
     }
 
     fn alarm(&mut self, action: i32, member: MemberId, alarm: i32) -> Vec<(MemberId, i32)> {

@@ -59,6 +59,7 @@ fn a_member_keeps_its_promises() {
     assert!(happens(|report| report.background_slices));
     assert!(happens(|report| report.no_space));
     assert!(happens(|report| report.io_errors));
+    assert!(happens(|report| report.refused));
 }
 
 #[test]
