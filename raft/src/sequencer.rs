@@ -416,8 +416,8 @@ impl Sequencer {
         }
     }
 
-    /// Applied entries stay in RAM for followers; where there are none, memory that is used again at
-    /// once is warm.
+    /// Applied entries stay in RAM for followers; where there are none, memory that is used again
+    /// at once is warm.
     fn tail_bytes_max(&self) -> usize {
         if self.conf.voters.len() == 1 && self.conf.learners.is_empty() {
             0
