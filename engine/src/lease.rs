@@ -225,7 +225,8 @@ impl Lessor {
         Ok(ttl)
     }
 
-    /// Notes which log entry granted the lease: it tells it from an earlier one of the same id.
+    /// Notes by which log entry the lease was granted: it tells it from an earlier one of the same
+    /// id.
     ///
     /// # Panics
     /// When there is no such lease.

@@ -21,7 +21,7 @@ use ringkv_engine::limits::Limits;
 use ringkv_engine::members::Members;
 use ringkv_engine::types::{Index, MemberId};
 use ringkv_engine::wal::recover::Cut;
-use ringkv_engine::wal::{self, RecoverError, RecoverOptions};
+use ringkv_engine::wal::{self, EntryKind, LogEntry, RecoverError, RecoverOptions};
 use sha1::{Digest, Sha1};
 
 use crate::log::Log;
@@ -173,7 +173,7 @@ pub fn restart(
     let loaded = superblock.load(disk, limits, options.lessor(), &mut read);
     let loaded = loaded.map_err(BootError::Checkpoint)?;
     let Loaded {
-        machine,
+        mut machine,
         term,
         conf,
     } = loaded.expect("bootstrap has made a checkpoint");
@@ -183,13 +183,22 @@ pub fn restart(
 
     let conf_state = node::conf_state(&conf.voters);
     let mut log = Log::new(Default::default(), conf_state, (applied, term));
+    let alone = conf.voters == [member] && conf.learners.is_empty();
     let recover = RecoverOptions {
         limits,
         identity: superblock.identity(),
         incarnation: options.random,
         start_index: applied + 1,
     };
-    let mut on_entry = |entry| log.recover(entry);
+    let mut on_entry = |entry: LogEntry| {
+        if alone {
+            // What the only voter has flushed is committed: it need not all be in RAM at once.
+            replay(&mut machine, &entry);
+            log.restart_at((entry.index, entry.term));
+        } else {
+            log.recover(entry);
+        }
+    };
     let mut read = |p| on_progress(Progress::Log(p));
     let recovered = wal::recover(disk, &recover, &mut on_entry, &mut read);
     let mut recovered = recovered.map_err(BootError::Log)?;
@@ -204,6 +213,8 @@ pub fn restart(
         });
     }
     recovered.wal.release(applied);
+    let applied = machine.applied();
+    machine.store.publish(applied);
     log.set_hard_state(node::hard_state(recovered.hard_state, applied));
     let settings = node::Settings {
         id: member,
@@ -220,6 +231,16 @@ pub fn restart(
         superblock,
         identity,
     })
+}
+
+/// Applies a committed entry for nobody.
+fn replay(machine: &mut Machine, entry: &LogEntry) {
+    if entry.kind != EntryKind::Normal {
+        return machine.skip(entry.index);
+    }
+    machine
+        .apply(entry.index, entry.term, &entry.payload, |_| false)
+        .expect("records are checked where they enter");
 }
 
 /// Id of the member with these peer URLs in the cluster with this token.

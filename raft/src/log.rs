@@ -60,6 +60,16 @@ impl Log {
         self.entries.push_back(entry);
     }
 
+    /// The log is empty and ends at `before`.
+    ///
+    /// # Panics
+    /// When it has entries, or goes back.
+    pub fn restart_at(&mut self, before: (Index, Term)) {
+        assert!(self.entries.is_empty());
+        assert!(before.0 > self.before.0);
+        self.before = before;
+    }
+
     /// What recovery knows at its end: term, vote, and a commit index raised to what the checkpoint
     /// covers.
     pub fn set_hard_state(&mut self, hard_state: HardState) {

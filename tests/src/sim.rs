@@ -63,10 +63,6 @@ pub enum Plant {
     LastFrameDropped,
     /// The root names a checkpoint whose blocks were not flushed.
     RootBeforeBlocks,
-    /// Reads are answered from the newest View, without a round.
-    ReadWithoutRound,
-    /// A read waits for its round, and is answered from a View loaded before.
-    ViewBeforeWait,
 }
 
 /// What happened in a run.
@@ -231,11 +227,11 @@ impl Sim {
 
     fn client(&mut self, nth: usize) {
         let revision = self.ledger.model.revision;
-        let Process { shards, view, .. } = &mut self.process;
+        let Process { shards, .. } = &mut self.process;
         let shard = &mut shards[nth];
         match self.rng.below(10) {
             0..7 => shard.submit(&mut self.rng, revision),
-            7..9 => shard.read(&mut self.rng, &self.ledger, view, self.plant),
+            7..9 => shard.read(&mut self.rng, &self.ledger),
             _ => shard.ask(&mut self.rng),
         }
     }

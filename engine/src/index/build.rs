@@ -2,6 +2,8 @@
 //!
 //! Owned by the index's writer, transient. Not here: when to do so (`edit.rs`).
 
+#![forbid(unsafe_code)]
+
 use super::node::{Blob, HEADER_BYTES, Link, Memory, NODE_BYTES_MAX, Node};
 use super::page::{INLINE_KEY_BYTES_MAX, Payload, SLOT_BYTES, heap_key_bytes, payload_bytes};
 

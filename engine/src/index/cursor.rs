@@ -5,6 +5,8 @@
 //!
 //! Not here: how a root is reached and kept (`reclaim.rs`).
 
+#![forbid(unsafe_code)]
+
 use super::node::Node;
 use crate::types::KeyMeta;
 
@@ -199,11 +201,12 @@ impl<'a, 'r> Cursor<'a, 'r> {
 
 #[cfg(test)]
 impl Tree<'_> {
-    /// Asserts order, separators, levels, counts and sizes of all nodes.
-    pub(super) fn check(self) {
-        fn check(node: Node<'_>, lower: &[u8], upper: Option<&[u8]>) {
+    /// Asserts order, separators, levels, counts and sizes of all nodes; returns how many.
+    pub(super) fn check(self) -> usize {
+        fn check(node: Node<'_>, lower: &[u8], upper: Option<&[u8]>) -> usize {
             assert!(node.used() <= node.bytes().len());
             let mut last: Option<Vec<u8>> = None;
+            let mut nodes = 1;
             for i in 0..node.count() {
                 let mut key = node.prefix().to_vec();
                 node.push_suffix(i, &mut key);
@@ -223,12 +226,13 @@ impl Tree<'_> {
                     assert!(child.count() > 0);
                     assert_eq!(child.level() + 1, node.level());
                     assert_eq!(u64::from(node.child_live(i)), child.live());
-                    check(child, &key, if has_next { Some(&next) } else { upper });
+                    nodes += check(child, &key, if has_next { Some(&next) } else { upper });
                 }
                 last = Some(key);
             }
+            nodes
         }
         assert!(self.root.is_leaf() || self.root.count() > 1);
-        check(self.root, b"", None);
+        check(self.root, b"", None)
     }
 }

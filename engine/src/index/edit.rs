@@ -7,6 +7,8 @@
 //!
 //! Not here: bytes of nodes (`page.rs`, `build.rs`), batches and roots (`index.rs`).
 
+#![forbid(unsafe_code)]
+
 use super::build::{Entries, shortest_separator};
 use super::node::{Link, Memory, NODE_BYTES_MAX, NodeMut};
 use super::page::{INLINE_KEY_BYTES_MAX, Payload};

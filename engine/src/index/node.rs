@@ -471,6 +471,18 @@ fn stamp(start: NonNull<u8>, units: usize, level: u8) {
     unsafe { level_at.write(level) };
 }
 
+#[cfg(test)]
+impl Memory {
+    /// Units of nodes in use, and long keys.
+    pub(super) fn in_use(&self) -> (u64, usize) {
+        let units = self.chunks.len() as u64 * (CHUNK_UNITS as u64 - 1);
+        (
+            units - self.free_bytes() / UNIT_BYTES as u64,
+            self.blobs.len(),
+        )
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         for start in &self.blobs {

@@ -15,6 +15,8 @@
 //!
 //! Not here: pointers and memory (`node.rs`), whole nodes made anew (`build.rs`).
 
+#![forbid(unsafe_code)]
+
 use core::cmp::Ordering;
 
 use super::node::{

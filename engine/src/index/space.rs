@@ -6,6 +6,8 @@
 //!
 //! Owned by `node::Memory`. Not here: addresses.
 
+#![forbid(unsafe_code)]
+
 use super::node::UNITS_MAX;
 
 /// Units of a chunk; the first holds the chunk's number.

@@ -185,7 +185,7 @@ impl Run {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 150 },
+        cases: if cfg!(miri) { 1 } else { 150 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -208,6 +208,9 @@ proptest! {
             }
         });
         check(run.index.tree(), &run.model);
+        run.publisher.publish(&mut run.index, |root| View { root, model: Model::new() });
+        let root = run.index.root().node().bytes().len() / node::UNIT_BYTES;
+        prop_assert_eq!(run.index.memory.in_use(), (root as u64, 0), "only the root is left");
     }
 
     #[test]
@@ -267,18 +270,31 @@ fn grows_and_shrinks_in_any_order() {
 }
 
 #[test]
-fn keys_in_order_fill_their_leaves() {
-    let [up, _, mixed] = orders(count());
-    let bytes = |order: &[u64]| {
+fn keys_in_order_fill_their_nodes() {
+    let nodes = |order: Vec<u64>| {
         let mut index = Index::new();
-        order
-            .iter()
-            .for_each(|n| assert!(index.upsert(&number_key(*n), meta(*n)).is_none()));
-        index.bytes()
+        for n in order {
+            index.upsert(&number_key(n), meta(n));
+        }
+        index.tree().check()
     };
-    let loaded = Index::from_sorted((0..count()).map(|n| (number_key(n), meta(n)))).bytes();
-    assert!(bytes(&up) <= bytes(&mixed));
-    assert!(loaded <= bytes(&up) * 5 / 4);
+    let loaded = Index::from_sorted((0..count()).map(|n| (number_key(n), meta(n))));
+    let loaded = loaded.tree().check();
+    let [up, down, mixed] = orders(count()).map(nodes);
+    assert!(loaded < mixed && up <= loaded && down <= loaded + 1);
+}
+
+#[test]
+fn small_neighbours_merge() {
+    let mut index = Index::new();
+    for n in 0..600_u64 {
+        index.upsert(&number_key(n * 7 % 600), meta(n));
+    }
+    let full = index.tree().check();
+    for n in (0..600_u64).filter(|n| !n.is_multiple_of(16)) {
+        index.remove(&number_key(n));
+    }
+    assert!(index.tree().check() * 5 < full);
 }
 
 #[test]

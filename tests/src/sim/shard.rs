@@ -14,7 +14,6 @@ use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
 use ringkv_engine::types::{Index, LeaseId, ShardId};
 use ringkv_raft::sequencer::{Event, Identity, LeaseAsk};
 
-use super::Plant;
 use super::ledger::Ledger;
 
 const KEYS: usize = 40;
@@ -27,8 +26,6 @@ struct Read {
     key: Vec<u8>,
     range_end: Vec<u8>,
     revision: i64,
-    /// A planted bug's: what the View held when the read began.
-    early: Option<(Index, Result<RangeResult, ApiError>)>,
 }
 
 /// A read on its way.
@@ -126,7 +123,7 @@ impl Shard {
     }
 
     /// A client asks for a range.
-    pub fn read(&mut self, rng: &mut Prng, ledger: &Ledger, view: &Reader<View>, plant: Plant) {
+    pub fn read(&mut self, rng: &mut Prng, ledger: &Ledger) {
         let (key, end) = (key(rng), key(rng));
         let range_end = match rng.below(3) {
             0 => Vec::new(),
@@ -137,18 +134,12 @@ impl Shard {
             0 => ledger.model.revision as i64 + 1 - rng.below(20) as i64,
             _ => 0,
         };
-        let mut read = Read {
+        let read = Read {
             floor: ledger.shown,
             key,
             range_end,
             revision: revision.max(0),
-            early: None,
         };
-        match plant {
-            Plant::ReadWithoutRound => return self.confirmed.push_back(read),
-            Plant::ViewBeforeWait => read.early = Some(read.answer_at_once(view)),
-            _ => {}
-        }
         self.joined.push(read);
     }
 
@@ -224,12 +215,6 @@ impl Shard {
         let Some(read) = self.confirmed.pop_front() else {
             return false;
         };
-        if let Some((applied, result)) = &read.early {
-            if let Ok(result) = result {
-                read.check(ledger, *applied, result.revision, result);
-            }
-            return true;
-        }
         let begun = view.pin(|view, pin| {
             assert!(
                 view.applied >= read.floor,
@@ -278,18 +263,6 @@ impl Read {
             revision: self.revision,
             ..Range::default()
         }
-    }
-
-    fn answer_at_once(&self, view: &Reader<View>) -> (Index, Result<RangeResult, ApiError>) {
-        view.pin(|view, pin| {
-            let state = view.state(pin);
-            let scan = RangeScan::begin(&self.query(), &state);
-            let result = scan.map(|mut scan| {
-                while scan.step(&state, usize::MAX).expect("the View is held") {}
-                scan.finish()
-            });
-            (view.applied, result)
-        })
     }
 
     /// The answer is what the log says, and no older than what was shown before the read began.
