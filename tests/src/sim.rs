@@ -63,6 +63,10 @@ pub enum Plant {
     LastFrameDropped,
     /// The root names a checkpoint whose blocks were not flushed.
     RootBeforeBlocks,
+    /// Reads are answered without a round, from the View that the shard had at hand.
+    ReadWithoutRound,
+    /// Reads wait for their round, and are answered from a View loaded when the round's first came.
+    ViewBeforeWait,
 }
 
 /// What happened in a run.
@@ -227,11 +231,11 @@ impl Sim {
 
     fn client(&mut self, nth: usize) {
         let revision = self.ledger.model.revision;
-        let Process { shards, .. } = &mut self.process;
+        let Process { shards, view, .. } = &mut self.process;
         let shard = &mut shards[nth];
         match self.rng.below(10) {
             0..7 => shard.submit(&mut self.rng, revision),
-            7..9 => shard.read(&mut self.rng, &self.ledger),
+            7..9 => shard.read(&mut self.rng, &self.ledger, view, self.plant),
             _ => shard.ask(&mut self.rng),
         }
     }

@@ -109,3 +109,13 @@ fn a_dropped_last_frame_is_found() {
 fn a_root_before_its_blocks_is_found() {
     found(Plant::RootBeforeBlocks, &["cannot start"]);
 }
+
+#[test]
+fn a_read_without_a_round_is_found() {
+    found(Plant::ReadWithoutRound, &["a stale read"]);
+}
+
+#[test]
+fn a_view_before_the_wait_is_found() {
+    found(Plant::ViewBeforeWait, &["a stale read"]);
+}
