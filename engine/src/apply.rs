@@ -200,19 +200,15 @@ impl Machine {
                 applied,
             } => {
                 // Fenced (I10): what an earlier leader thought expired may have been renewed since.
-                if proposed_in.to_native() == term {
-                    self.expire(ids.iter().map(|id| id.to_native()), applied.to_native());
-                }
+                let current = proposed_in.to_native() == term;
+                let ids = ids.iter().map(|id| id.to_native()).filter(|_| current);
+                self.expire(ids, applied.to_native());
                 Ok(Outcome::Done)
             }
             ArchivedCommand::LeaseCheckpoint { remaining, applied } => {
-                self.lease_changes += 1;
-                for pair in remaining.iter() {
-                    let (id, remaining) = (pair.0.to_native(), pair.1.to_native());
-                    if self.lessor.was_granted_by(id, applied.to_native()) {
-                        self.lessor.checkpoint(id, remaining);
-                    }
-                }
+                let remaining = remaining.iter();
+                let remaining = remaining.map(|pair| (pair.0.to_native(), pair.1.to_native()));
+                self.checkpoint_leases(remaining, applied.to_native());
                 Ok(Outcome::Done)
             }
             ArchivedCommand::Alarm {
@@ -267,13 +263,27 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends leases that had expired as of `applied`, each in a transaction of its own.
+    /// Ends leases that had expired when `applied` was. One that a client has revoked meanwhile is
+    /// gone, or granted anew.
     fn expire(&mut self, ids: impl Iterator<Item = LeaseId>, applied: Index) {
         self.lease_changes += 1;
         for id in ids {
-            // One that a client has revoked meanwhile is gone, or granted anew.
             if self.lessor.was_granted_by(id, applied) {
                 self.revoke(id).expect("the lease is there");
+            }
+        }
+    }
+
+    /// Notes what leases had left when `applied` was.
+    fn checkpoint_leases(
+        &mut self,
+        remaining: impl Iterator<Item = (LeaseId, i64)>,
+        applied: Index,
+    ) {
+        self.lease_changes += 1;
+        for (id, remaining) in remaining {
+            if self.lessor.was_granted_by(id, applied) {
+                self.lessor.checkpoint(id, remaining);
             }
         }
     }

@@ -35,6 +35,8 @@ pub struct Limits {
     pub raft_tail_bytes_max: usize,
     /// Entries proposed and not committed, bytes; beyond it batches are refused.
     pub raft_uncommitted_bytes_max: u64,
+    /// Batches that wait for room in the open frame, bytes; beyond it batches are refused.
+    pub pending_bytes_max: usize,
     /// Committed entries applied in one step, bytes.
     pub apply_bytes_max: u64,
     /// Watch events sent in one response batch, revisions (etcd: 1000).
@@ -81,6 +83,7 @@ impl Limits {
         raft_inflight_max: 128,
         raft_tail_bytes_max: 64 << 20,
         raft_uncommitted_bytes_max: 256 << 20,
+        pending_bytes_max: 256 << 20,
         apply_bytes_max: 16 << 20,
         watch_batch_revisions_max: 1000,
         slice_keys_max: 512,
@@ -111,6 +114,7 @@ impl Limits {
         raft_inflight_max: 4,
         raft_tail_bytes_max: 16 << 10,
         raft_uncommitted_bytes_max: 64 << 10,
+        pending_bytes_max: 8 << 10,
         apply_bytes_max: 4 << 10,
         watch_batch_revisions_max: 4,
         slice_keys_max: 4,

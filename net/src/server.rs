@@ -17,8 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_channel::oneshot;
 use glommio::channels::shared_channel::{SharedReceiver, SharedSender, new_bounded};
 use glommio::{
-    ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, Task, executor,
-    spawn_local, spawn_local_into,
+    ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, executor, spawn_local_into,
 };
 use ringkv_engine::checkpoint::Superblock;
 use ringkv_engine::command::Command;

@@ -6,9 +6,12 @@
 //! total over [`Event`], and what it wants done comes back in [`Actions`].
 //!
 //! Back-pressure: a batch is proposed only when it fits the open frame; until then it waits in
-//! `pending`, which is bounded by the bytes that each shard lets wait.
+//! `pending`, bounded in bytes: a client that gave up leaves its batch there, so what shards let
+//! wait is no bound. Beyond it a batch is refused.
 //!
 //! Not here: time (it is told `now_ms`), devices, rings, who waits for a result.
+
+mod leases;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,13 +23,14 @@ use ringkv_engine::checkpoint::{CheckpointImage, Conf};
 use ringkv_engine::command::{self, Command, Envelope, Origin};
 use ringkv_engine::error::ApiError;
 use ringkv_engine::io::AlignedBuf;
-use ringkv_engine::lease::Renewal;
 use ringkv_engine::limits::Limits;
 use ringkv_engine::mvcc::View;
 use ringkv_engine::types::{Index, LeaseId, Lsn, MemberId, ShardId, Term};
 use ringkv_engine::wal::frame::record_bytes;
 use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, Wal, WriteFrame};
 
+use self::leases::Parked;
+pub use self::leases::{LeaseAnswer, LeaseAsk};
 use crate::node::Node;
 use crate::read::Reads;
 
@@ -60,33 +64,6 @@ pub enum Event {
     },
     /// A checkpoint of everything up to this index is durable.
     Checkpointed(Index),
-}
-
-/// Questions to the lessor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LeaseAsk {
-    /// Renew.
-    KeepAlive(LeaseId),
-    /// What it has left; with its keys or not.
-    TimeToLive(LeaseId, bool),
-    /// All ids.
-    List,
-}
-
-/// Answers to [`LeaseAsk`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "as LeaseAsk")]
-pub enum LeaseAnswer {
-    /// TTL in seconds.
-    KeptAlive(i64),
-    /// TTLs in seconds; keys if asked for.
-    TimeToLive {
-        granted: i64,
-        remaining: i64,
-        keys: Vec<Bytes>,
-    },
-    List(Vec<LeaseId>),
-    Failed(ApiError),
 }
 
 /// What is to be done; filled by [`Sequencer::step`], emptied by the caller.
@@ -132,9 +109,6 @@ pub struct Identity {
     pub start: u32,
 }
 
-/// Who waits for an answer about a lease.
-type Parked = (ShardId, u64);
-
 /// See the module.
 pub struct Sequencer {
     node: Node,
@@ -144,13 +118,18 @@ pub struct Sequencer {
     limits: Limits,
     election_ms: u64,
     pending: VecDeque<Bytes>,
+    /// Of `pending`.
+    pending_bytes: usize,
+    /// What records that raft was given and has not handed out will take of the open frame.
+    unframed_bytes: usize,
     /// Readys whose entries are in frames up to this LSN.
     unflushed: VecDeque<(u64, Lsn)>,
     reads: Reads,
     /// Keepalives that wait for the outcome of an entry in the log.
     parked: BTreeMap<LeaseId, Vec<Parked>>,
-    /// Questions that came before the clocks run, that is before all of the log is applied: what is
-    /// known of leases until then may be long past.
+    /// Questions to be asked again with the next step: those that came before the clocks run, when
+    /// not all of the log is applied and what is known of leases may be long past, and keepalives
+    /// that found no room for what must be logged first.
     early: Vec<(Parked, LeaseAsk)>,
     lease_changes_seen: u64,
     /// Index of the last expiry or checkpoint of leases proposed.
@@ -167,6 +146,15 @@ pub struct Sequencer {
 struct CheckpointPace {
     since: Lsn,
     taking: bool,
+}
+
+/// Tells the shard that nothing of its batch is in the log, nor will be.
+fn refuse(batch: &Bytes, actions: &mut Actions) {
+    for record in command::batch_records(batch) {
+        let origin = &command::check(&record).expect("made by a shard").origin;
+        let refused = Outcome::Failed(ApiError::TooManyRequests);
+        actions.results.push((origin.sequence.to_native(), refused));
+    }
 }
 
 impl Sequencer {
@@ -190,6 +178,8 @@ impl Sequencer {
             limits,
             election_ms,
             pending: VecDeque::new(),
+            pending_bytes: 0,
+            unframed_bytes: 0,
             unflushed: VecDeque::new(),
             reads: Reads::default(),
             parked: BTreeMap::new(),
@@ -246,7 +236,7 @@ impl Sequencer {
     /// Takes one event.
     pub fn step(&mut self, now_ms: u64, event: Event, actions: &mut Actions) {
         match event {
-            Event::Propose(batch) => self.pending.push_back(batch),
+            Event::Propose(batch) => self.take(batch, actions),
             Event::Read(shard, round) => self.reads.wait((shard, round)),
             Event::Lease(shard, request, ask) => self.lease(now_ms, (shard, request), ask, actions),
             Event::Flushed(frame, buf) => self.flushed(frame, buf),
@@ -287,11 +277,7 @@ impl Sequencer {
             self.node.log_mut().trim(self.machine.applied(), tail_bytes);
         }
         self.retry_parked(now_ms, actions);
-        if self.machine.lessor.is_primary() {
-            for (waiter, ask) in core::mem::take(&mut self.early) {
-                self.lease(now_ms, waiter, ask, actions);
-            }
-        }
+        self.ask_again(now_ms, actions);
         while let Some(frame) = self.wal.submit() {
             actions.frames.push(frame);
         }
@@ -330,21 +316,29 @@ impl Sequencer {
             bytes += record_bytes(record.len());
         }
         let reserve = FRAME_RESERVE_BYTES_MAX.min(self.limits.frame_bytes_max / 8);
-        if bytes + reserve > self.wal.open_room() {
+        if bytes + reserve > self.room() {
             return;
         }
         let batch = self.pending.pop_front().expect("seen");
+        self.pending_bytes -= batch.len();
         if !self.node.propose(command::batch_records(&batch)) {
             // Too much is uncommitted: none of the batch is in the log, and none will be.
-            for record in command::batch_records(&batch) {
-                let origin = command::check(&record)
-                    .expect("made by a shard")
-                    .origin
-                    .sequence;
-                let refused = Outcome::Failed(ApiError::TooManyRequests);
-                actions.results.push((origin.to_native(), refused));
-            }
+            return refuse(&batch, actions);
         }
+        self.unframed_bytes += bytes;
+    }
+
+    /// What the open frame takes beside what raft is about to hand out for it, bytes.
+    fn room(&self) -> usize {
+        self.wal.open_room().saturating_sub(self.unframed_bytes)
+    }
+
+    fn take(&mut self, batch: Bytes, actions: &mut Actions) {
+        if self.pending_bytes + batch.len() > self.limits.pending_bytes_max {
+            return refuse(&batch, actions);
+        }
+        self.pending_bytes += batch.len();
+        self.pending.push_back(batch);
     }
 
     fn handle(&mut self, now_ms: u64, mut ready: Ready, actions: &mut Actions) {
@@ -359,6 +353,7 @@ impl Sequencer {
         for entry in ready.take_entries() {
             self.append(entry);
         }
+        self.unframed_bytes = 0;
         for state in ready.take_read_states() {
             let round = state
                 .request_ctx
@@ -508,79 +503,14 @@ impl Sequencer {
             command,
         }
         .to_bytes();
-        if record_bytes(record.len()) > self.wal.open_room() {
+        let bytes = record_bytes(record.len());
+        if bytes > self.room() {
             return false;
         }
         let proposed = self.node.propose(core::iter::once(record));
+        self.unframed_bytes += if proposed { bytes } else { 0 };
         self.lease_proposal = self.node.log().last() + u64::from(proposed);
         proposed
-    }
-
-    fn lease(&mut self, now_ms: u64, waiter: Parked, ask: LeaseAsk, actions: &mut Actions) {
-        let lessor = &self.machine.lessor;
-        if !lessor.is_primary() {
-            if self.early.len() < self.limits.shard_requests_max {
-                return self.early.push((waiter, ask));
-            }
-            let refused = LeaseAnswer::Failed(ApiError::NoLeader);
-            return actions.leases.push((waiter.0, waiter.1, refused));
-        }
-        let answer = match ask {
-            LeaseAsk::KeepAlive(id) => {
-                return self.keep_alive(now_ms, id, waiter, actions);
-            }
-            LeaseAsk::TimeToLive(id, keys) => match lessor.time_to_live(id, now_ms) {
-                None => LeaseAnswer::Failed(ApiError::LeaseNotFound),
-                Some(ttl) => {
-                    let keys = lessor
-                        .get(id)
-                        .filter(|_| keys)
-                        .map(|lease| lease.keys().map(Bytes::copy_from_slice).collect());
-                    LeaseAnswer::TimeToLive {
-                        granted: ttl.granted,
-                        remaining: ttl.remaining.unwrap_or(ttl.granted),
-                        keys: keys.unwrap_or_default(),
-                    }
-                }
-            },
-            LeaseAsk::List => LeaseAnswer::List(lessor.ids()),
-        };
-        actions.leases.push((waiter.0, waiter.1, answer));
-    }
-
-    fn keep_alive(&mut self, now_ms: u64, id: LeaseId, waiter: Parked, actions: &mut Actions) {
-        let answer = match self.machine.lessor.renew(id, now_ms) {
-            Renewal::Renewed { ttl } => LeaseAnswer::KeptAlive(ttl),
-            Renewal::NotFound => LeaseAnswer::Failed(ApiError::LeaseNotFound),
-            Renewal::NotPrimary => LeaseAnswer::Failed(ApiError::NoLeader),
-            Renewal::Pending => return self.parked.entry(id).or_default().push(waiter),
-            Renewal::ResetFirst => {
-                let waiting = self.parked.entry(id).or_default();
-                waiting.push(waiter);
-                // The first to wait proposes for all.
-                if waiting.len() == 1 {
-                    let remaining = vec![(id, 0)];
-                    let applied = self.machine.applied();
-                    let _ = self.propose_own(Command::LeaseCheckpoint { remaining, applied });
-                }
-                return;
-            }
-        };
-        actions.leases.push((waiter.0, waiter.1, answer));
-    }
-
-    /// After leases changed by the log, those who waited ask again.
-    fn retry_parked(&mut self, now_ms: u64, actions: &mut Actions) {
-        let changes = self.machine.lease_changes();
-        if changes == self.lease_changes_seen {
-            return;
-        }
-        self.lease_changes_seen = changes;
-        for (id, waiters) in core::mem::take(&mut self.parked) {
-            for waiter in waiters {
-                self.keep_alive(now_ms, id, waiter, actions);
-            }
-        }
     }
 
     fn pace_checkpoint(&mut self, actions: &mut Actions) {
@@ -606,3 +536,6 @@ impl Sequencer {
         self.machine.image(term, self.conf.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ use ringkv_engine::limits::format::BLOCK_BYTES;
 use ringkv_engine::members::{Member, Members};
 use ringkv_engine::mvcc::View;
 use ringkv_engine::mvcc::hash::HashScan;
-use ringkv_engine::types::{Index, ShardId};
+use ringkv_engine::types::{Index, LeaseId, ShardId};
 use ringkv_engine::wal::frame::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, record_bytes};
 use ringkv_engine::wal::{self, RecoverOptions, WriteFrame};
 use ringkv_raft::boot::{self, BootError, Booted};
@@ -63,6 +63,10 @@ pub enum Plant {
     LastFrameDropped,
     /// The root names a checkpoint whose blocks were not flushed.
     RootBeforeBlocks,
+    /// Reads are answered without a round, from the View that the shard had at hand.
+    ReadWithoutRound,
+    /// Reads wait for their round, and are answered from a View loaded when the round's first came.
+    ViewBeforeWait,
 }
 
 /// What happened in a run.
@@ -227,11 +231,11 @@ impl Sim {
 
     fn client(&mut self, nth: usize) {
         let revision = self.ledger.model.revision;
-        let Process { shards, .. } = &mut self.process;
+        let Process { shards, view, .. } = &mut self.process;
         let shard = &mut shards[nth];
         match self.rng.below(10) {
             0..7 => shard.submit(&mut self.rng, revision),
-            7..9 => shard.read(&mut self.rng, &self.ledger),
+            7..9 => shard.read(&mut self.rng, &self.ledger, view, self.plant),
             _ => shard.ask(&mut self.rng),
         }
     }
@@ -290,11 +294,15 @@ impl Sim {
             self.submit(frame);
         }
         self.process.jobs.extend(actions.wal);
-        let wrong = self.wrong_answers(actions.leases);
+        let mut kept_alive = Vec::new();
+        let wrong = self.wrong_answers(actions.leases, &mut kept_alive);
         let status = self.process.sequencer.status();
         assert!(status.applied <= status.committed);
         self.ledger
             .applied(status.applied, self.process.flushed_index, self.clock_ms);
+        for id in kept_alive {
+            self.ledger.kept_alive(id, self.clock_ms);
+        }
         // An answer is as of before the step, or as of after it.
         for (ask, answer) in wrong {
             let right = self.ledger.is_right(ask, &answer, self.clock_ms);
@@ -334,6 +342,7 @@ impl Sim {
     fn wrong_answers(
         &mut self,
         answers: Vec<(ShardId, u64, LeaseAnswer)>,
+        kept_alive: &mut Vec<LeaseId>,
     ) -> Vec<(LeaseAsk, LeaseAnswer)> {
         let mut wrong = Vec::new();
         for (shard, number, answer) in answers {
@@ -343,8 +352,8 @@ impl Sim {
             if !self.ledger.is_right(ask, &answer, self.clock_ms) {
                 wrong.push((ask, answer.clone()));
             }
-            if let (LeaseAsk::KeepAlive(id), LeaseAnswer::KeptAlive(ttl)) = (ask, answer) {
-                self.ledger.kept_alive(id, ttl, self.clock_ms);
+            if let (LeaseAsk::KeepAlive(id), LeaseAnswer::KeptAlive(_)) = (ask, answer) {
+                kept_alive.push(id);
             }
         }
         wrong

@@ -59,6 +59,7 @@ fn a_member_keeps_its_promises() {
     assert!(happens(|report| report.background_slices));
     assert!(happens(|report| report.no_space));
     assert!(happens(|report| report.io_errors));
+    assert!(happens(|report| report.refused));
 }
 
 #[test]
@@ -107,4 +108,14 @@ fn a_dropped_last_frame_is_found() {
 #[test]
 fn a_root_before_its_blocks_is_found() {
     found(Plant::RootBeforeBlocks, &["cannot start"]);
+}
+
+#[test]
+fn a_read_without_a_round_is_found() {
+    found(Plant::ReadWithoutRound, &["a stale read"]);
+}
+
+#[test]
+fn a_view_before_the_wait_is_found() {
+    found(Plant::ViewBeforeWait, &["a stale read"]);
 }

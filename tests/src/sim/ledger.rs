@@ -70,19 +70,25 @@ impl Ledger {
         self.log.insert(index, Logged { term, payload });
     }
 
-    /// The entry just replayed has ended no lease before its time, but at a client's word.
-    fn check_expiries(&self, index: Index, now_ms: u64) {
+    /// Leases that the entry would end because they have expired.
+    fn expiring(&self, index: Index) -> Vec<LeaseId> {
         let payload = &self.log[&index].payload;
         if payload.is_empty() {
-            return;
+            return Vec::new();
         }
         let envelope = command::check(payload).expect("what is in the log is ours");
         let ArchivedCommand::LeaseExpire { ids, .. } = &envelope.command else {
-            return;
+            return Vec::new();
         };
-        for id in ids.iter().map(|id| id.to_native()) {
-            let ended = !self.model.leases.contains_key(&id);
-            let life = self.lives.get(&id).filter(|_| ended);
+        let ids = ids.iter().map(|id| id.to_native());
+        ids.filter(|id| self.model.leases.contains_key(id))
+            .collect()
+    }
+
+    fn check_expired(&self, ids: &[LeaseId], now_ms: u64) {
+        for id in ids {
+            let ended = !self.model.leases.contains_key(id);
+            let life = self.lives.get(id).filter(|_| ended);
             let until_ms = life.map_or(0, |life| life.from_ms + life.ttl as u64 * 1000);
             assert!(
                 now_ms >= until_ms,
@@ -131,9 +137,10 @@ impl Ledger {
         );
         while self.model.applied < applied {
             let index = self.model.applied + 1;
+            let expiring = self.expiring(index);
             let Logged { term, payload } = &self.log[&index];
             let (origin, outcome) = self.model.apply(index, *term, payload);
-            self.check_expiries(index, now_ms);
+            self.check_expired(&expiring, now_ms);
             if let Outcome::LeaseGrant { id, ttl, .. } = outcome {
                 let from_ms = now_ms;
                 self.lives.insert(id, Life { from_ms, ttl });
@@ -217,9 +224,12 @@ impl Ledger {
     }
 
     /// A client was told that its lease runs anew.
-    pub fn kept_alive(&mut self, id: LeaseId, ttl: i64, now_ms: u64) {
+    pub fn kept_alive(&mut self, id: LeaseId, now_ms: u64) {
         let from_ms = now_ms;
-        self.lives.insert(id, Life { from_ms, ttl });
+        if let Some(lease) = self.model.leases.get(&id) {
+            let ttl = lease.ttl;
+            self.lives.insert(id, Life { from_ms, ttl });
+        }
     }
 
     /// The machine's whole state is the model's, if it has applied as much.

@@ -14,6 +14,7 @@ use ringkv_engine::mvcc::range::{RangeResult, RangeScan};
 use ringkv_engine::types::{Index, LeaseId, ShardId};
 use ringkv_raft::sequencer::{Event, Identity, LeaseAsk};
 
+use super::Plant;
 use super::ledger::Ledger;
 
 const KEYS: usize = 40;
@@ -26,6 +27,8 @@ struct Read {
     key: Vec<u8>,
     range_end: Vec<u8>,
     revision: i64,
+    /// A planted bug's: what the View had applied that it is answered from.
+    old_view: Option<Index>,
 }
 
 /// A read on its way.
@@ -53,6 +56,8 @@ pub struct Shard {
     next_ask: u64,
     /// Reads that gather for the next round.
     joined: Vec<Read>,
+    /// What the View had applied when the round's first read came, or that of the round before.
+    view_of_round: Index,
     rounds: BTreeMap<u64, Vec<Read>>,
     next_round: u64,
     confirmed: VecDeque<Read>,
@@ -74,6 +79,7 @@ impl Shard {
             count: 0,
             next_ask: 0,
             joined: Vec::new(),
+            view_of_round: 0,
             rounds: BTreeMap::new(),
             next_round: 0,
             confirmed: VecDeque::new(),
@@ -123,7 +129,7 @@ impl Shard {
     }
 
     /// A client asks for a range.
-    pub fn read(&mut self, rng: &mut Prng, ledger: &Ledger) {
+    pub fn read(&mut self, rng: &mut Prng, ledger: &Ledger, view: &Reader<View>, plant: Plant) {
         let (key, end) = (key(rng), key(rng));
         let range_end = match rng.below(3) {
             0 => Vec::new(),
@@ -134,12 +140,25 @@ impl Shard {
             0 => ledger.model.revision as i64 + 1 - rng.below(20) as i64,
             _ => 0,
         };
-        let read = Read {
+        let old_view = self.view_of_round;
+        if self.joined.is_empty() {
+            self.view_of_round = view.pin(|view, _| view.applied);
+        }
+        let mut read = Read {
             floor: ledger.shown,
             key,
             range_end,
             revision: revision.max(0),
+            old_view: None,
         };
+        match plant {
+            Plant::ReadWithoutRound => {
+                read.old_view = Some(old_view);
+                return self.confirmed.push_back(read);
+            }
+            Plant::ViewBeforeWait => read.old_view = Some(self.view_of_round),
+            _ => {}
+        }
         self.joined.push(read);
     }
 
@@ -216,12 +235,9 @@ impl Shard {
             return false;
         };
         let begun = view.pin(|view, pin| {
-            assert!(
-                view.applied >= read.floor,
-                "a stale read: {} of {}",
-                view.applied,
-                read.floor
-            );
+            let applied = read.old_view.unwrap_or(view.applied);
+            let floor = read.floor;
+            assert!(applied >= floor, "a stale read: {applied} of {floor}");
             let state = view.state(pin);
             let at = state.readable(read.revision);
             (
