@@ -209,59 +209,42 @@ impl fmt::Debug for EncodedKv {
     }
 }
 
-impl prost::Message for EncodedKv {
-    fn encode_raw(&self, buf: &mut impl BufMut) {
-        buf.put_slice(&self.0);
-    }
-
-    /// Takes the field over as it came: unknown fields stay, repeated ones are resolved by
-    /// [`EncodedKv::fields`], where the last wins.
-    fn merge_field(
-        &mut self,
-        tag: u32,
-        wire_type: WireType,
-        buf: &mut impl Buf,
-        ctx: DecodeContext,
-    ) -> Result<(), DecodeError> {
-        keep_field(&mut self.0, tag, wire_type, buf, ctx)
-    }
-
-    fn encoded_len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn clear(&mut self) {
-        self.0.clear();
-    }
-}
-
 /// A `mvccpb.Event` as its encoded bytes: encoded once a shard, shared by its watchers.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub struct EncodedEvent(pub Bytes);
 
-impl prost::Message for EncodedEvent {
-    fn encode_raw(&self, buf: &mut impl BufMut) {
-        buf.put_slice(&self.0);
-    }
+/// A message that is its own encoding. Decoding takes the fields over as they come: unknown ones stay,
+/// and of repeated ones whoever reads them takes the last.
+macro_rules! encoded_message {
+    ($name:ident) => {
+        impl prost::Message for $name {
+            fn encode_raw(&self, buf: &mut impl BufMut) {
+                buf.put_slice(&self.0);
+            }
 
-    fn merge_field(
-        &mut self,
-        tag: u32,
-        wire_type: WireType,
-        buf: &mut impl Buf,
-        ctx: DecodeContext,
-    ) -> Result<(), DecodeError> {
-        keep_field(&mut self.0, tag, wire_type, buf, ctx)
-    }
+            fn merge_field(
+                &mut self,
+                tag: u32,
+                wire_type: WireType,
+                buf: &mut impl Buf,
+                ctx: DecodeContext,
+            ) -> Result<(), DecodeError> {
+                keep_field(&mut self.0, tag, wire_type, buf, ctx)
+            }
 
-    fn encoded_len(&self) -> usize {
-        self.0.len()
-    }
+            fn encoded_len(&self) -> usize {
+                self.0.len()
+            }
 
-    fn clear(&mut self) {
-        self.0.clear();
-    }
+            fn clear(&mut self) {
+                self.0.clear();
+            }
+        }
+    };
 }
+
+encoded_message!(EncodedKv);
+encoded_message!(EncodedEvent);
 
 /// Appends a field to an encoded message as it came.
 fn keep_field(
