@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use std::time::Instant;
 use glommio::Task;
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
 use glommio::net::{AcceptedTcpStream, TcpListener, TcpStream};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
 
 use crate::config::Config;
@@ -72,6 +73,10 @@ impl Port {
 
     /// Fails if anybody listens on the address. Sockets with SO_REUSEPORT would share it silently.
     ///
+    /// A socket without it cannot be bound either while connections of a server that was killed
+    /// linger (TIME_WAIT lasts a minute), for glommio's sockets lack SO_REUSEADDR; so where the bind
+    /// is refused, the kernel's table has the last word.
+    ///
     /// # Errors
     /// Go's text.
     fn refuse_if_taken(&self) -> Result<(), String> {
@@ -85,7 +90,32 @@ impl Port {
             sockopt::set_socket_reuseaddr(&probe, true)?;
             bind(&probe, &self.address)
         };
-        probe().map_err(|errno| self.bind_error(errno.into()))
+        probe().or_else(|errno| {
+            let lingering = errno == Errno::ADDRINUSE && !self.has_listener().unwrap_or(true);
+            if lingering {
+                return Ok(());
+            }
+            Err(self.bind_error(errno.into()))
+        })
+    }
+
+    /// Whether the kernel's table has a listener on the address, or on one that includes it.
+    fn has_listener(&self) -> std::io::Result<bool> {
+        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            let table = match std::fs::read_to_string(table) {
+                // A kernel without IPv6.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                table => table?,
+            };
+            if table
+                .lines()
+                .skip(1)
+                .any(|line| listens(line, self.address))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Go's text for a failed bind.
@@ -99,6 +129,42 @@ impl Port {
         };
         format!("listen tcp {}: bind: {reason}", self.address)
     }
+}
+
+/// Whether a line of `/proc/net/tcp` or `tcp6` is of a listener that would get connections to
+/// `address`. A line that cannot be read counts.
+fn listens(line: &str, address: SocketAddr) -> bool {
+    /// TCP_LISTEN of the kernel.
+    const LISTEN: &str = "0A";
+    let mut words = line.split_whitespace().skip(1);
+    let (Some(local), Some(state)) = (words.next(), words.nth(1)) else {
+        return true;
+    };
+    if state != LISTEN {
+        return false;
+    }
+    let Some(local) = kernel_address(local) else {
+        return true;
+    };
+    let (ours, theirs) = (address.ip().to_canonical(), local.ip().to_canonical());
+    let same = ours == theirs || ours.is_unspecified() || theirs.is_unspecified();
+    same && local.port() == address.port()
+}
+
+/// Reads `0100007F:1F90`: words of the address in the CPU's byte order, and the port.
+fn kernel_address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    for word in ip.as_bytes().chunks(8) {
+        let word = u32::from_str_radix(core::str::from_utf8(word).ok()?, 16).ok()?;
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    let ip = match <[u8; 4]>::try_from(&bytes[..]) {
+        Ok(ip) => IpAddr::from(ip),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(&bytes[..]).ok()?),
+    };
+    Some(SocketAddr::new(ip, port))
 }
 
 /// Makes sure that nobody listens on any of `ports`.
@@ -269,6 +335,24 @@ fn choose(loads: &Loads) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_listeners_on_the_address_or_all_addresses_take_it() {
+        let line = |local: &str, state: &str| format!("   0: {local} 00000000:0000 {state} 0:0");
+        let hex = |ip: [u8; 4]| format!("{:08X}:61A8", u32::from_ne_bytes(ip));
+        let taken = |local: &str, state: &str, address: &str| {
+            listens(&line(local, state), address.parse().unwrap())
+        };
+        let (localhost, port) = (hex([127, 0, 0, 1]), "127.0.0.1:25000");
+        assert!(taken(&localhost, "0A", port));
+        assert!(!taken(&localhost, "06", port));
+        assert!(!taken(&localhost, "0A", "127.0.0.1:25001"));
+        assert!(!taken(&localhost, "0A", "127.0.0.2:25000"));
+        assert!(taken(&localhost, "0A", "0.0.0.0:25000"));
+        assert!(taken(&hex([0; 4]), "0A", port));
+        assert!(taken(&format!("{:032}:61A8", 0), "0A", port));
+        assert!(taken("what", "0A", port));
+    }
 
     #[test]
     fn the_first_few_stay_and_the_rest_are_spread() {
