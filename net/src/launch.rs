@@ -59,6 +59,12 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
         Some(superblock) => superblock,
         None => bootstrap(config, &mut disk, lessor(), &limits)?,
     };
+    if superblock.damaged_copies() > 0 {
+        log::warn!(
+            "damaged copies of the superblock were mended",
+            "copies" => superblock.damaged_copies(),
+        );
+    }
     let wal_identity = superblock.identity();
     let mut on_progress = |p: checkpoint::Progress| {
         log::info!("reading the checkpoint", "bytes" => p.bytes_done, "of" => p.bytes_total);
@@ -72,7 +78,6 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
         term,
         conf,
     } = loaded;
-    let start = superblock.next_start(&mut disk).map_err(unusable)?;
 
     let applied = machine.applied();
     let conf_state = node::conf_state(&conf.voters);
@@ -113,6 +118,8 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
             recovered.last_index
         ));
     }
+    // Nothing before this has changed what a refused start would leave for repair.
+    let start = superblock.next_start(&mut disk).map_err(unusable)?;
     recovered.wal.release(applied);
     raft_log.set_hard_state(node::hard_state(recovered.hard_state, applied));
     let member = wal_identity.member;
