@@ -57,6 +57,12 @@ pub fn launch(config: &Config, data_dir: &Path, limits: Limits) -> Result<Launch
         Some(superblock) => superblock,
         None => bootstrap(config, &mut disk, &options)?,
     };
+    if superblock.damaged_copies() > 0 {
+        log::warn!(
+            "damaged copies of the superblock were mended",
+            "copies" => superblock.damaged_copies(),
+        );
+    }
     let booted = boot::restart(&mut disk, superblock, &options, &mut report).map_err(fail)?;
     let Booted {
         sequencer,

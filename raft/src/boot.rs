@@ -177,7 +177,6 @@ pub fn restart(
         term,
         conf,
     } = loaded.expect("bootstrap has made a checkpoint");
-    let start = superblock.next_start(disk)?;
     let applied = machine.applied();
     let member = superblock.identity().member;
 
@@ -212,6 +211,8 @@ pub fn restart(
             applied,
         });
     }
+    // Nothing before this has changed what a refused start would leave for repair.
+    let start = superblock.next_start(disk)?;
     recovered.wal.release(applied);
     let applied = machine.applied();
     machine.store.publish(applied);
