@@ -420,7 +420,7 @@ async fn run_home(
 
     if let Err(error) = announce(&shard, &home.name, home.client_urls).await {
         let _ = ready.send(Err(format!(
-            "cannot publish this member to the cluster: {error}"
+            "cannot publish this member to the cluster: {error}; is the disk full?"
         )));
         return;
     }

@@ -213,8 +213,8 @@ impl fmt::Debug for EncodedKv {
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub struct EncodedEvent(pub Bytes);
 
-/// A message that is its own encoding. Decoding takes the fields over as they come: unknown ones stay,
-/// and of repeated ones whoever reads them takes the last.
+/// A message that is its own encoding. Decoding takes the fields over as they come: unknown ones
+/// stay, and of repeated ones whoever reads them takes the last.
 macro_rules! encoded_message {
     ($name:ident) => {
         impl prost::Message for $name {

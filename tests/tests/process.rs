@@ -2,9 +2,10 @@
 //! process, on devices that are full, fail or lie.
 //!
 //! Each test runs servers of its own, on ports and in a data directory of its own, speaks to them
-//! with a client that shares no code with them, and ends them by their process id. Every wait is for
-//! something to happen and has a time after which the test fails. Tests that need a device of their
-//! own make one in a mount namespace ([`volume`]); where that is not permitted they say so and pass.
+//! with a client that shares no code with them, and ends them by their process id. Every wait is
+//! for something to happen and has a time after which the test fails. Tests that need a device of
+//! their own make one in a mount namespace ([`volume`]); where that is not permitted they say so
+//! and pass.
 //!
 //! Not here: what each API call answers in all its cases (the judges), and crashes of the machine
 //! (the simulation): a killed process loses nothing that the kernel has.

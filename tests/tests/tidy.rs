@@ -91,6 +91,7 @@ const FILE_LINES_HARD_MAX: usize = 1000;
 
 /// Functions over the limit: (file, function, lines).
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
+    ("raft/src/boot.rs", "restart", 71),
     ("engine/src/apply.rs", "execute", 95),
     ("engine/src/lease/tests.rs", "step", 74),
     ("engine/src/revtable.rs", "prune_slice", 88),
@@ -102,6 +103,9 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("engine/src/wal/recover.rs", 634),
     ("engine/src/watch/tests.rs", 1026),
 ];
+
+/// Dependencies that only generated code names.
+const BY_GENERATED_CODE: &[&str] = &["tonic_prost"];
 
 /// Hosts that the tree names.
 const HOSTS: &[&str] = &["github.com", "www.apache.org", "a.sock"];
@@ -205,7 +209,8 @@ fn dependencies_are_explained_and_used() {
             }
             let name = name.replace('-', "_");
             let mut own = rust.iter().filter(|file| file.path.starts_with(package));
-            if !own.any(|file| words(&file.text, &name).next().is_some()) {
+            let named = own.any(|file| words(&file.text, &name).next().is_some());
+            if !named && !BY_GENERATED_CODE.contains(&&*name) {
                 wrong.push(format!(
                     "{package}/Cargo.toml:{}: {name} is not used",
                     at + 1
