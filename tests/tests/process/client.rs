@@ -9,7 +9,13 @@ use tonic::transport::{Channel, Endpoint};
 /// No call of these tests takes longer, not even one that waits for a device.
 const CALL_PATIENCE: Duration = Duration::from_secs(15);
 
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
 pub mod pb {
     pub mod authpb {
         tonic::include_proto!("authpb");
