@@ -98,8 +98,8 @@ async fn leases_outlive_restarts() {
     let mut events = client.watch_all(0).await;
     let left = seconds_left(&mut client, 2).await;
     assert!((980..=1000).contains(&left), "{left}");
-    // A new leader gives each lease its whole time again, as etcd's does: nobody could keep it alive
-    // meanwhile.
+    // A new leader gives each lease its whole time again, as etcd's does: nobody could keep it
+    // alive meanwhile.
     let event = events.next_one(Duration::from_secs(3) + LATE_MAX).await;
     assert_eq!(event.r#type(), EventType::Delete);
     assert_eq!(event.kv.unwrap().key, b"of-1");

@@ -40,8 +40,8 @@ impl Memory {
         self.told.len()
     }
 
-    /// Everything that anybody was told is there, each write has a revision of its own, and the next
-    /// revision is one that nobody has seen. Compares values to their last byte.
+    /// Everything that anybody was told is there, each write has a revision of its own, and the
+    /// next revision is one that nobody has seen. Compares values to their last byte.
     pub async fn verify(&self, port: u16) {
         let mut client = Client::connect(port).await;
         let all = client.all(0).await;
