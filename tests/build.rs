@@ -4,7 +4,7 @@
 use std::error::Error;
 
 const PROTO: &str = "../net/proto";
-const FILES: [&str; 4] = ["auth.proto", "health.proto", "kv.proto", "rpc.proto"];
+const FILES: [&str; 3] = ["auth.proto", "kv.proto", "rpc.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={PROTO}");

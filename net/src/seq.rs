@@ -20,7 +20,7 @@ use glommio::timer::sleep;
 use glommio::{executor, spawn_local_into};
 use ringkv_engine::checkpoint::{CheckpointWriter, Superblock};
 use ringkv_engine::command::Origin;
-use ringkv_engine::io::{DiskError, DiskErrorKind};
+use ringkv_engine::io::{DiskError, DiskErrorKind, DiskOp};
 use ringkv_engine::limits::Limits;
 use ringkv_engine::types::{Index, ShardId};
 use ringkv_engine::wal;
@@ -393,7 +393,8 @@ async fn side_job(action: wal::Action, data_dir: PathBuf, events: Rc<Mailbox<Eve
         let job = executor().spawn_blocking(move || action.run(&mut disk));
         match job.await {
             Ok(()) => break,
-            Err(error) if error.kind == DiskErrorKind::NoSpace => {
+            // A flush that finds no space has failed like any other: its file system promised it.
+            Err(error) if error.kind == DiskErrorKind::NoSpace && error.op != DiskOp::Flush => {
                 log::warn!(
                     "no space for the next log segment; writes wait until there is",
                     "error" => error.to_string(),

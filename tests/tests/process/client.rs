@@ -10,6 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 const CALL_PATIENCE: Duration = Duration::from_secs(15);
 
 #[allow(
+    dead_code,
     missing_docs,
     unused_qualifications,
     clippy::all,

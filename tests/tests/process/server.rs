@@ -181,6 +181,7 @@ impl Setup {
         assert_eq!(code.code(), Some(1));
         Refusal {
             line: server.the_error(),
+            lines: server.seen.clone(),
             took,
         }
     }
@@ -188,7 +189,10 @@ impl Setup {
 
 /// A start that failed.
 pub struct Refusal {
+    /// The error.
     pub line: String,
+    /// All that it said.
+    pub lines: Vec<String>,
     pub took: Duration,
 }
 

@@ -2,7 +2,7 @@
 //! that a holder process keeps. It vanishes with the holder, which ends with this process.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::server::{Setup, TempDir};
@@ -70,16 +70,6 @@ impl Volume {
             .status()
             .unwrap();
         assert!(status.success(), "{script}");
-    }
-
-    /// `path` within the volume's root, for this process.
-    pub fn path(&self, path: &str) -> PathBuf {
-        let inside = self.root.path().join(path);
-        let inside = inside.strip_prefix("/").unwrap();
-        Path::new("/proc")
-            .join(self.pid())
-            .join("root")
-            .join(inside)
     }
 
     /// Flushes that the device has completed.
