@@ -79,7 +79,8 @@ func (c *command) finish() (outcome, error) {
 	return outcome{c.cmd.ProcessState.ExitCode(), c.stdout.String(), c.stderr.String()}, nil
 }
 
-// interrupt waits for lines of output, or for the command to end by itself, and ends it by SIGINT.
+// interrupt waits for lines of output, or for the command to end by itself, and ends it by SIGTERM: SIGINT
+// is ignored where the judge runs in the background.
 func (c *command) interrupt(lines int) (outcome, error) {
 	timer := time.NewTimer(commandMax)
 	defer timer.Stop()
@@ -99,7 +100,7 @@ func (c *command) interrupt(lines int) (outcome, error) {
 			)
 		}
 	}
-	if sigErr := c.cmd.Process.Signal(syscall.SIGINT); sigErr != nil &&
+	if sigErr := c.cmd.Process.Signal(syscall.SIGTERM); sigErr != nil &&
 		!errors.Is(sigErr, os.ErrProcessDone) {
 		return outcome{}, sigErr
 	}

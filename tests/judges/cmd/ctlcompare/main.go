@@ -190,7 +190,9 @@ func (s *side) bind(st step) error {
 }
 
 func (s *side) rename(id uint64, name string) {
-	s.names = append(s.names, [2]string{strconv.FormatUint(id, 16), name},
+	// etcdctl pads ids to 16 digits in one place and not in another.
+	s.names = append(s.names, [2]string{fmt.Sprintf("%016x", id), name},
+		[2]string{strconv.FormatUint(id, 16), name},
 		[2]string{strconv.FormatUint(id, 10), name})
 }
 
