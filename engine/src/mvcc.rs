@@ -413,12 +413,6 @@ impl Store {
             });
         }
     }
-
-    /// Memory of the index, bytes: in use or to be used again, and waiting for readers to leave.
-    #[must_use]
-    pub fn index_bytes(&self) -> (u64, u64) {
-        (self.index.bytes(), self.index.retired_bytes())
-    }
 }
 
 /// A transaction: all its changes have one main revision.

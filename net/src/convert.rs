@@ -1,7 +1,6 @@
 //! Between etcd's messages and the engine's commands and results. Pure functions, one a message.
 
 use prost::bytes::Bytes;
-use ringkv_engine::apply::Outcome;
 use ringkv_engine::command::{Command, Compare, DeleteRange, Put, Range, Target, Txn, TxnOp};
 use ringkv_engine::mvcc::range::RangeResult;
 use ringkv_engine::txn::{DeleteResult, OpResult, PutResult, TxnResult};
@@ -10,7 +9,7 @@ use crate::pb::etcdserverpb::compare::{CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{self as pb, ResponseHeader, ResponseOp};
-use crate::wire::{EncodedKv, Status};
+use crate::wire::EncodedKv;
 
 /// A range, borrowed from its request.
 #[must_use]
@@ -214,12 +213,6 @@ fn op_reply(result: OpResult) -> ResponseOp {
     ResponseOp {
         response: Some(response),
     }
-}
-
-/// An outcome of another kind than its command: a broken invariant.
-#[must_use]
-pub fn mismatch(outcome: &Outcome) -> Status {
-    unreachable!("a command has an outcome of its kind, not {outcome:?}")
 }
 
 /// A command for each request that goes through the log as it is.

@@ -155,13 +155,11 @@ pub async fn put(node: &Node, request: &PutRequest) -> Result<PutResponse, Statu
     guard::put(request)?;
     guard::size(request, node.settings.request_bytes_max)?;
     crate::maintenance::check_quota(node, request.key.len() + request.value.len()).await?;
-    match node.shard.propose(request.into()).await? {
-        Outcome::Put(result) => {
-            let header = node.header().at(result.revision);
-            Ok(convert::put_reply(result, header))
-        }
-        other => Err(convert::mismatch(&other)),
-    }
+    let Outcome::Put(result) = node.shard.propose(request.into()).await? else {
+        unreachable!("a command has an outcome of its kind")
+    };
+    let header = node.header().at(result.revision);
+    Ok(convert::put_reply(result, header))
 }
 
 /// KV.DeleteRange.
@@ -174,13 +172,11 @@ pub async fn delete_range(
 ) -> Result<DeleteRangeResponse, Status> {
     guard::delete(request)?;
     guard::size(request, node.settings.request_bytes_max)?;
-    match node.shard.propose(request.into()).await? {
-        Outcome::DeleteRange(result) => {
-            let header = node.header().at(result.revision);
-            Ok(convert::delete_reply(result, header))
-        }
-        other => Err(convert::mismatch(&other)),
-    }
+    let Outcome::DeleteRange(result) = node.shard.propose(request.into()).await? else {
+        unreachable!("a command has an outcome of its kind")
+    };
+    let header = node.header().at(result.revision);
+    Ok(convert::delete_reply(result, header))
 }
 
 /// KV.Txn.
@@ -208,13 +204,11 @@ pub async fn txn(node: &Node, request: &TxnRequest) -> Result<TxnResponse, Statu
     }
     guard::size(request, node.settings.request_bytes_max)?;
     crate::maintenance::check_quota(node, guard::put_bytes(request)).await?;
-    match node.shard.propose(request.into()).await? {
-        Outcome::Txn(result) => {
-            let header = node.header().at(result.revision);
-            Ok(convert::txn_reply(result, header))
-        }
-        other => Err(convert::mismatch(&other)),
-    }
+    let Outcome::Txn(result) = node.shard.propose(request.into()).await? else {
+        unreachable!("a command has an outcome of its kind")
+    };
+    let header = node.header().at(result.revision);
+    Ok(convert::txn_reply(result, header))
 }
 
 /// KV.Compact; with `physical` it waits until what was compacted is gone.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod log;
+pub mod task;
 pub mod pb;
 pub mod wire;
 pub mod service;

@@ -209,10 +209,7 @@ impl<N: Services + Member> Connections<N> {
             serve_connection(stream, &remote.to_string(), node, &settings, &drain).await;
             drop(counted);
         };
-        let queue = glommio::executor().current_task_queue();
-        glommio::spawn_local_into(task, queue)
-            .expect("the queue that runs this task exists")
-            .detach();
+        crate::task::spawn(task);
     }
 
     /// Serves what another shard accepted.

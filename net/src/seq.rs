@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glommio::channels::shared_channel::{ConnectedReceiver, ConnectedSender};
+use glommio::executor;
 use glommio::timer::sleep;
-use glommio::{executor, spawn_local_into};
 use ringkv_engine::checkpoint::{CheckpointWriter, Superblock};
 use ringkv_engine::command::Origin;
 use ringkv_engine::io::{DiskError, DiskErrorKind, DiskOp};
@@ -29,6 +29,7 @@ use ringkv_raft::sequencer::{Actions, Event, Sequencer, Status};
 use crate::disk::{FrameWriter, FsDisk};
 use crate::log;
 use crate::shard::{Port, Registry, Shard, ToSequencer, ToShard};
+use crate::task::spawn;
 
 /// The log is sealed after this much silence.
 const SEAL_AFTER: Duration = Duration::from_millis(10);
@@ -361,12 +362,6 @@ impl Driver {
             alarms: machine.alarms.get(ringkv_engine::alarm::NONE).collect(),
         })
     }
-}
-
-fn spawn(task: impl Future<Output = ()> + 'static) {
-    spawn_local_into(task, executor().current_task_queue())
-        .expect("the queue we run in exists")
-        .detach();
 }
 
 async fn tick(heartbeat: Duration, events: Rc<Mailbox<Event>>) {

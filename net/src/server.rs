@@ -16,9 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_channel::oneshot;
 use glommio::channels::shared_channel::{SharedReceiver, SharedSender, new_bounded};
-use glommio::{
-    ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement, executor, spawn_local_into,
-};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 use ringkv_engine::checkpoint::Superblock;
 use ringkv_engine::command::Command;
 use ringkv_engine::index::Reader;
@@ -41,6 +39,7 @@ use crate::node::{Node, Settings};
 use crate::periodic;
 use crate::seq::{self, Driver, LocalPort, Mailbox, Outlet};
 use crate::shard::{Shard, ToSequencer, ToShard};
+use crate::task::spawn;
 use crate::watch::Watching;
 
 /// Time for in-flight calls to end after a signal; etcd's suites expect the end within 1.5 s.
@@ -340,12 +339,6 @@ fn front_settings(config: &Config) -> FrontSettings {
             .unwrap_or(defaults.keepalive_timeout),
         ..defaults
     }
-}
-
-fn spawn(task: impl Future<Output = ()> + 'static) {
-    spawn_local_into(task, executor().current_task_queue())
-        .expect("the queue we run in exists")
-        .detach();
 }
 
 async fn seconds(shard: Rc<Shard>) {

@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use glommio::{executor, spawn_local_into};
 use ringkv_engine::apply::Outcome;
 use ringkv_engine::command::{BatchWriter, Command, Envelope, Origin};
 use ringkv_engine::error::ApiError;
@@ -26,6 +25,8 @@ use ringkv_engine::members::Member;
 use ringkv_engine::mvcc::{State, View};
 use ringkv_engine::types::{MemberId, ShardId};
 use ringkv_raft::sequencer::{Identity, LeaseAnswer, LeaseAsk, Status};
+
+use crate::task::spawn;
 
 /// From a shard to the sequencer.
 #[derive(Debug)]
@@ -416,9 +417,7 @@ impl Shard {
             shard.send_round();
             shard.send_batch();
         };
-        spawn_local_into(flush, executor().current_task_queue())
-            .expect("the queue we run in exists")
-            .detach();
+        spawn(flush);
     }
 
     fn send_round(&self) {

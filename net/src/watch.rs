@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use glommio::executor;
 use glommio::timer::sleep;
-use glommio::{executor, spawn_local_into};
 use ringkv_engine::watch::{CreateRequest, Published, Response, StreamId, WatchConfig, WatchShard};
 
 use crate::node::{Node, Settings};
@@ -21,6 +21,7 @@ use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::*;
 use crate::service::{Ctx, Replies, Requests};
 use crate::shard::{Follower, Shard};
+use crate::task::spawn;
 use crate::wire::{EncodedEvent, Status};
 
 /// Responses taken from a stream's queue at once, bytes.
@@ -158,12 +159,6 @@ impl Watching {
         }
         more
     }
-}
-
-fn spawn(task: impl Future<Output = ()> + 'static) {
-    spawn_local_into(task, executor().current_task_queue())
-        .expect("the queue we run in exists")
-        .detach();
 }
 
 /// One client's stream; closed when dropped.

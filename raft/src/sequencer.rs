@@ -221,12 +221,6 @@ impl Sequencer {
         self.status
     }
 
-    /// Counters of the log.
-    #[must_use]
-    pub fn wal_stats(&self) -> wal::Stats {
-        self.wal.stats()
-    }
-
     /// Whether [`Event::Background`] has work to do.
     #[must_use]
     pub fn has_background_work(&self) -> bool {

@@ -84,13 +84,8 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    /// Schedules the task. `glommio::spawn_local` would poll it here and now, which makes each
-    /// reply its own `send` and nearly doubles the cost of a call.
     fn execute(&self, future: F) {
-        let queue = glommio::executor().current_task_queue();
-        glommio::spawn_local_into(future, queue)
-            .expect("the queue that runs this task exists")
-            .detach();
+        crate::task::spawn(future);
     }
 }
 
