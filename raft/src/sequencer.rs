@@ -26,7 +26,7 @@ use ringkv_engine::io::AlignedBuf;
 use ringkv_engine::limits::Limits;
 use ringkv_engine::mvcc::View;
 use ringkv_engine::types::{Index, LeaseId, Lsn, MemberId, ShardId, Term};
-use ringkv_engine::wal::frame::record_bytes;
+use ringkv_engine::wal::frame::{FRAME_HEADER_BYTES, record_bytes};
 use ringkv_engine::wal::{self, Entry, EntryKind, FrameId, HardState, SegmentId, Wal, WriteFrame};
 
 use self::leases::Parked;
@@ -117,7 +117,8 @@ pub struct Sequencer {
     identity: Identity,
     limits: Limits,
     election_ms: u64,
-    pending: VecDeque<Bytes>,
+    /// With the bytes that each takes in a frame.
+    pending: VecDeque<(Bytes, usize)>,
     /// Of `pending`.
     pending_bytes: usize,
     /// What records that raft was given and has not handed out will take of the open frame.
@@ -149,10 +150,10 @@ struct CheckpointPace {
 }
 
 /// Tells the shard that nothing of its batch is in the log, nor will be.
-fn refuse(batch: &Bytes, actions: &mut Actions) {
+fn refuse(batch: &Bytes, error: ApiError, actions: &mut Actions) {
     for record in command::batch_records(batch) {
         let origin = &command::check(&record).expect("made by a shard").origin;
-        let refused = Outcome::Failed(ApiError::TooManyRequests);
+        let refused = Outcome::Failed(error);
         actions.results.push((origin.sequence.to_native(), refused));
     }
 }
@@ -302,22 +303,17 @@ impl Sequencer {
         }
         // Entries proposed and not yet handed out by raft are not in the frame: one batch at a
         // time.
-        let Some(batch) = self.pending.front() else {
+        let Some(&(_, bytes)) = self.pending.front() else {
             return;
         };
-        let mut bytes = 0;
-        for record in command::batch_records(batch) {
-            bytes += record_bytes(record.len());
-        }
-        let reserve = FRAME_RESERVE_BYTES_MAX.min(self.limits.frame_bytes_max / 8);
-        if bytes + reserve > self.room() {
+        if bytes + self.reserve() > self.room() {
             return;
         }
-        let batch = self.pending.pop_front().expect("seen");
+        let (batch, _) = self.pending.pop_front().expect("seen");
         self.pending_bytes -= batch.len();
         if !self.node.propose(command::batch_records(&batch)) {
             // Too much is uncommitted: none of the batch is in the log, and none will be.
-            return refuse(&batch, actions);
+            return refuse(&batch, ApiError::TooManyRequests, actions);
         }
         self.unframed_bytes += bytes;
     }
@@ -327,12 +323,23 @@ impl Sequencer {
         self.wal.open_room().saturating_sub(self.unframed_bytes)
     }
 
+    /// Room of the open frame that batches leave.
+    fn reserve(&self) -> usize {
+        FRAME_RESERVE_BYTES_MAX.min(self.limits.frame_bytes_max / 8)
+    }
+
     fn take(&mut self, batch: Bytes, actions: &mut Actions) {
+        let records = command::batch_records(&batch);
+        let bytes: usize = records.map(|record| record_bytes(record.len())).sum();
+        if bytes + self.reserve() + FRAME_HEADER_BYTES > self.limits.frame_bytes_max {
+            // It would wait for ever, and all behind it: flags may allow requests that large.
+            return refuse(&batch, ApiError::RequestTooLarge, actions);
+        }
         if self.pending_bytes + batch.len() > self.limits.pending_bytes_max {
-            return refuse(&batch, actions);
+            return refuse(&batch, ApiError::TooManyRequests, actions);
         }
         self.pending_bytes += batch.len();
-        self.pending.push_back(batch);
+        self.pending.push_back((batch, bytes));
     }
 
     fn handle(&mut self, now_ms: u64, mut ready: Ready, actions: &mut Actions) {

@@ -131,6 +131,31 @@ fn a_question_about_a_lease_waits_for_the_log_to_be_applied() {
 }
 
 #[test]
+fn a_batch_that_fits_no_frame_is_refused_and_holds_up_nothing() {
+    let mut member = Member::boot(SimDisk::new(1, Faults::NONE));
+    let started = member.start();
+    member.finish(started);
+    let put = |value| {
+        Command::Put(Put {
+            key: b"k",
+            value,
+            lease: 0,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        })
+    };
+    let large = vec![0; Limits::SIM.frame_bytes_max];
+    let batch = member.batch(put(&large));
+    let actions = member.step(batch);
+    let outcomes: Vec<&Outcome> = actions.results.iter().map(|(_, outcome)| outcome).collect();
+    assert_eq!(outcomes, [&Outcome::Failed(ApiError::RequestTooLarge)]);
+    let batch = member.batch(put(b"small"));
+    let actions = member.step(batch);
+    assert_eq!(member.finish(actions).results.len(), 1);
+}
+
+#[test]
 fn batches_are_refused_when_too_much_waits_for_the_device() {
     let mut member = Member::boot(SimDisk::new(1, Faults::NONE));
     // No segment ever becomes ready: the open frame fills, then batches wait.
